@@ -1,0 +1,281 @@
+//! The accounts and their balances.
+//!
+//! Invariant: a balance only grows. An account that is no longer in use is not shown after a grace period, but its
+//! balance is kept (for the last few thousand of them), so that a pod that comes back under its name goes on counting
+//! where it stopped.
+
+use crate::calico::endpoint::Verdict;
+use crate::calico::policy::PolicyId;
+use crate::calico::shared::PolicyAction;
+use crate::id::{Endpoint, ProfileName, TierName};
+use crate::snapshot::Source;
+use crate::{ChainName, Counter, Direction, IpVersion};
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+/// A policy as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyRef {
+    /// By the name that its user gave it.
+    Known(PolicyId),
+    /// By the name of its chain: no comment and no datastore names it.
+    Chain(ChainName),
+}
+
+/// A profile as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProfileRef {
+    /// By its name.
+    Known(ProfileName),
+    /// By the name of its chain.
+    Chain(ChainName),
+}
+
+/// What an account of an endpoint is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the fields are named after what they are")]
+pub enum What {
+    /// Decided so by a policy.
+    Policy { tier: TierName, policy: PolicyRef, action: PolicyAction },
+    /// Decided so by one of several policies of a group; the numbers do not tell by which.
+    Group { tier: TierName, members: Vec<PolicyRef>, action: PolicyAction },
+    /// Dropped at the end of a tier because none of its policies decided.
+    NoPolicy { tier: TierName },
+    /// Decided so by a profile.
+    Profile { profile: ProfileRef, action: PolicyAction },
+    /// Dropped because no profile accepted.
+    NoProfile,
+    /// Decided by a rule of the endpoint's chain itself.
+    Verdict(Verdict),
+    /// Accepted by the failsafe ports of a host endpoint.
+    Failsafe,
+}
+
+/// An account of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AccountKey {
+    /// Whose traffic.
+    pub endpoint: Endpoint,
+    /// Its direction as the endpoint sees it.
+    pub direction: Direction,
+    /// Its IP version.
+    pub ip_version: IpVersion,
+    /// What became of it.
+    pub what: What,
+}
+
+/// Why packets could not be charged to an endpoint's account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Cause {
+    /// They were counted before the agent started, and the rules' counters do not agree on what they were.
+    History,
+    /// Rules were rewritten, and what was counted around that moment does not add up.
+    Rewrite,
+    /// Counters were reset, and what was counted around that moment does not add up.
+    Reset,
+    /// A policy denied or passed them, and the numbers do not tell which.
+    Undetermined,
+    /// They went into a policy, and no counter says what became of them.
+    Unexplained,
+    /// A rule decided that no version of Felix writes.
+    UnknownRule,
+}
+
+impl Cause {
+    /// All causes, for metrics that are there from the start.
+    pub const ALL: [Self; 6] =
+        [Self::History, Self::Rewrite, Self::Reset, Self::Undetermined, Self::Unexplained, Self::UnknownRule];
+
+    /// As labels print it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::History => "history",
+            Self::Rewrite => "rewrite",
+            Self::Reset => "reset",
+            Self::Undetermined => "undetermined",
+            Self::Unexplained => "unexplained",
+            Self::UnknownRule => "unknown_rule",
+        }
+    }
+}
+
+/// Where a posting goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// To an account of an endpoint.
+    Account(AccountKey),
+    /// To the unattributed account of a source.
+    Unattributed(Source, Cause),
+}
+
+/// An addition to an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Posting {
+    /// The account.
+    pub key: Key,
+    /// How much; zero opens the account.
+    pub amount: Counter,
+}
+
+/// How many accounts that are no longer shown are remembered.
+const REMEMBERED: usize = 8192;
+
+/// Index of an account in the ledger; accounts keep theirs while they are shown.
+pub type Slot = usize;
+
+/// The book of all accounts.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    slots: HashMap<Key, Slot>,
+    accounts: Vec<Account>,
+    free: Vec<Slot>,
+    /// Balances of accounts that are no longer shown, and since when.
+    retired: HashMap<Key, (Counter, Duration)>,
+    version: u64,
+}
+
+#[derive(Debug)]
+struct Account {
+    key: Option<Key>,
+    balance: Counter,
+    /// Since when nothing can post to it any more.
+    unused_since: Option<Duration>,
+}
+
+impl Ledger {
+    /// Adds a posting to its account, which is opened if need be.
+    pub fn post(&mut self, posting: Posting) {
+        let slot = self.open(posting.key);
+        self.accounts[slot].balance += posting.amount;
+    }
+
+    /// Opens an account, with the balance that it had if there was one before.
+    pub fn open(&mut self, key: Key) -> Slot {
+        if let Some(&slot) = self.slots.get(&key) {
+            return slot;
+        }
+        self.version += 1;
+        let balance = self.retired.remove(&key).map_or(Counter::ZERO, |(balance, _)| balance);
+        let account = Account { key: Some(key.clone()), balance, unused_since: None };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.accounts[slot] = account;
+                slot
+            }
+            None => {
+                self.accounts.push(account);
+                self.accounts.len() - 1
+            }
+        };
+        self.slots.insert(key, slot);
+        slot
+    }
+
+    /// Moves the balance of an account whose better name is known by now.
+    pub fn rename(&mut self, old: &Key, new: Key) {
+        let balance = self.close(old);
+        self.post(Posting { key: new, amount: balance });
+    }
+
+    /// Notes which accounts can still be posted to. The others are shown for a while, so that their last balance is
+    /// seen, and then no more.
+    pub fn keep(&mut self, in_use: &HashSet<Key>, now: Duration, grace: Duration) {
+        let mut over = Vec::new();
+        for account in &mut self.accounts {
+            let Some(key) = &account.key else { continue };
+            if in_use.contains(key) || matches!(key, Key::Unattributed(..)) {
+                account.unused_since = None;
+            } else if now.saturating_sub(*account.unused_since.get_or_insert(now)) >= grace {
+                over.push(key.clone());
+            }
+        }
+        for key in over {
+            let balance = self.close(&key);
+            self.retired.insert(key, (balance, now));
+        }
+        while self.retired.len() > REMEMBERED {
+            let oldest = self.retired.iter().min_by_key(|(_, (_, since))| *since).map(|(key, _)| key.clone());
+            let Some(oldest) = oldest else { break };
+            self.retired.remove(&oldest);
+        }
+    }
+
+    /// All accounts that are shown.
+    pub fn accounts(&self) -> impl Iterator<Item = (Slot, &Key)> {
+        self.accounts.iter().enumerate().filter_map(|(slot, account)| Some((slot, account.key.as_ref()?)))
+    }
+
+    /// The balances by slot.
+    pub fn balances(&self) -> Vec<Counter> {
+        self.accounts.iter().map(|account| account.balance).collect()
+    }
+
+    /// The balance of an account that is shown.
+    pub fn balance(&self, key: &Key) -> Option<Counter> {
+        self.slots.get(key).map(|&slot| self.accounts[slot].balance)
+    }
+
+    /// Changes whenever an account is opened or closed.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn close(&mut self, key: &Key) -> Counter {
+        let Some(slot) = self.slots.remove(key) else { return Counter::ZERO };
+        self.version += 1;
+        self.free.push(slot);
+        self.accounts[slot].key = None;
+        std::mem::take(&mut self.accounts[slot].balance)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::EndpointKind;
+
+    fn key(interface: &str) -> Key {
+        let endpoint = Endpoint { kind: EndpointKind::Workload, interface: interface.into() };
+        let what = What::NoProfile;
+        Key::Account(AccountKey { endpoint, direction: Direction::Egress, ip_version: IpVersion::V4, what })
+    }
+
+    fn post(ledger: &mut Ledger, key: Key, packets: u64) {
+        ledger.post(Posting { key, amount: Counter::new(packets, 0) });
+    }
+
+    #[test]
+    fn an_account_goes_after_its_grace_and_comes_back_with_its_balance() {
+        let mut ledger = Ledger::default();
+        post(&mut ledger, key("a"), 5);
+        let none = HashSet::new();
+        let (grace, at) = (Duration::from_secs(60), Duration::from_secs);
+        ledger.keep(&none, at(10), grace);
+        assert_eq!(ledger.balance(&key("a")), Some(Counter::new(5, 0)));
+        ledger.keep(&none, at(70), grace);
+        assert_eq!(ledger.balance(&key("a")), None);
+        post(&mut ledger, key("a"), 2);
+        assert_eq!(ledger.balance(&key("a")), Some(Counter::new(7, 0)));
+    }
+
+    #[test]
+    fn a_better_name_takes_the_balance_along() {
+        let mut ledger = Ledger::default();
+        post(&mut ledger, key("old"), 5);
+        post(&mut ledger, key("new"), 1);
+        ledger.rename(&key("old"), key("new"));
+        assert_eq!(ledger.balance(&key("new")), Some(Counter::new(6, 0)));
+        assert_eq!(ledger.balance(&key("old")), None);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut ledger = Ledger::default();
+        for i in 0..REMEMBERED + 10 {
+            post(&mut ledger, key(&i.to_string()), 1);
+        }
+        ledger.keep(&HashSet::new(), Duration::ZERO, Duration::ZERO);
+        assert_eq!(ledger.retired.len(), REMEMBERED);
+        assert_eq!(ledger.accounts().count(), 0);
+    }
+}

@@ -1,0 +1,265 @@
+//! From counter values to what was counted since: one rule at a time.
+//!
+//! A rule is known again by its content ([`crate::rule::RuleId`]), not by its position. Its first value counts whole, a
+//! rise counts as the difference. A fall is not believed until a second reading confirms it; until then the whole
+//! chain is held back, so that its rules never tell of different spans of time. Then the new value counts whole and a
+//! reset is on record. A rule that was deleted hands over its last value ([`crate::snapshot::Retired`]).
+//!
+//! Invariant: no delta is negative, and nothing is counted twice.
+
+use crate::rule::{Chain, RuleId};
+use crate::snapshot::{Reading, Retired};
+use crate::{ChainName, Counter};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a fall must stand before it is believed, where counters may show a moment of zeros.
+const DIP_IS_OVER: Duration = Duration::from_millis(250);
+
+/// What span of time a rule's delta covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// From the previous reading on.
+    SinceReading,
+    /// From the rule's creation, after the previous reading, on.
+    SinceCreation,
+    /// From a moment before the agent first saw the table on.
+    SinceEver,
+    /// From a reset of its counter on; what was counted between the last reading and the reset is lost.
+    SinceReset,
+}
+
+/// What one chain counted since the previous reading.
+#[derive(Clone, Debug)]
+pub struct ChainDelta {
+    /// The chain as it stood.
+    pub chain: Arc<Chain>,
+    /// One delta a rule.
+    pub deltas: Vec<Counter>,
+    /// What each delta covers.
+    pub spans: Vec<Span>,
+    /// Rules vanished without their last values.
+    pub lossy: bool,
+    /// How many counters were reset.
+    pub resets: u64,
+}
+
+/// Remembers the last value of every rule of one table.
+#[derive(Debug, Default)]
+pub struct Reconciler {
+    chains: HashMap<ChainName, Track>,
+}
+
+#[derive(Debug)]
+struct Track {
+    chain: Arc<Chain>,
+    /// The last value of each rule of `chain`; none for a rule that has handed over its last value.
+    last: Vec<Option<Counter>>,
+    /// When a fall was first seen that is not yet believed.
+    fell_at: Option<Duration>,
+}
+
+/// Circumstances of a reading that matter here.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    /// The agent has not seen the table before, or not without a gap.
+    pub first_sight: bool,
+    /// Counters may show a moment of zeros.
+    pub may_dip: bool,
+    /// When the reading was taken.
+    pub at: Duration,
+}
+
+impl Reconciler {
+    /// Takes the last values of rules that were deleted.
+    pub fn retire(&mut self, retired: &Retired) -> ChainDelta {
+        let chain = &retired.chain;
+        let mut delta = ChainDelta::empty(chain);
+        let mut track = self.chains.get_mut(&chain.name);
+        for &(index, last_value) in &retired.finals {
+            let Some(&id) = chain.ids().get(index) else { continue };
+            let before = track.as_deref_mut().and_then(|track| track.take_last(id));
+            delta.set(index, last_value, before, Span::SinceCreation);
+        }
+        delta
+    }
+
+    /// Takes a reading of a chain. `None` while a fall waits for its confirmation.
+    pub fn read(&mut self, reading: &Reading, circumstances: Circumstances) -> Option<ChainDelta> {
+        let Reading { chain, counters } = reading;
+        let fresh = if circumstances.first_sight { Span::SinceEver } else { Span::SinceCreation };
+        let track = self.chains.entry(chain.name.clone()).or_insert_with(|| Track::new(chain));
+
+        let before = track.last_of(chain);
+        let fell = before.iter().zip(counters).any(|(before, now)| before.is_some_and(|b| now.fell_below(b)));
+        if fell && !track.believes_fall(circumstances) {
+            return None;
+        }
+        let mut delta = ChainDelta::empty(chain);
+        for (index, (&now, &before)) in counters.iter().zip(&before).enumerate() {
+            delta.set(index, now, before, fresh);
+        }
+        let kept = before.iter().flatten().count();
+        delta.lossy = kept < track.last.iter().flatten().count();
+        *track =
+            Track { chain: chain.clone(), last: counters.iter().copied().map(Some).collect(), fell_at: None };
+        Some(delta)
+    }
+
+    /// Forgets a chain that is gone.
+    pub fn forget(&mut self, chain: &ChainName) {
+        self.chains.remove(chain);
+    }
+
+    /// Whether any chain waits for the confirmation of a fall.
+    pub fn waits(&self) -> bool {
+        self.chains.values().any(|track| track.fell_at.is_some())
+    }
+}
+
+impl ChainDelta {
+    fn empty(chain: &Arc<Chain>) -> Self {
+        let rules = chain.rules().len();
+        Self {
+            chain: chain.clone(),
+            deltas: vec![Counter::ZERO; rules],
+            spans: vec![Span::SinceReading; rules],
+            lossy: false,
+            resets: 0,
+        }
+    }
+
+    /// One rule's delta: `fresh` is the span where the rule was not there before.
+    fn set(&mut self, index: usize, now: Counter, before: Option<Counter>, fresh: Span) {
+        let (delta, span) = match before {
+            None => (now, fresh),
+            Some(before) if now.fell_below(before) => (now, Span::SinceReset),
+            Some(before) => (now.since(before), Span::SinceReading),
+        };
+        self.resets += u64::from(span == Span::SinceReset);
+        self.deltas[index] = delta;
+        self.spans[index] = span;
+    }
+}
+
+impl Track {
+    fn new(chain: &Arc<Chain>) -> Self {
+        Self { chain: chain.clone(), last: vec![None; chain.rules().len()], fell_at: None }
+    }
+
+    /// The last values of the rules of `chain`, in its order.
+    fn last_of(&self, chain: &Arc<Chain>) -> Vec<Option<Counter>> {
+        if Arc::ptr_eq(&self.chain, chain) || self.chain.same_rules(chain) {
+            return self.last.clone();
+        }
+        let known: HashMap<RuleId, Option<Counter>> =
+            self.chain.ids().iter().copied().zip(self.last.iter().copied()).collect();
+        chain.ids().iter().map(|id| known.get(id).copied().flatten()).collect()
+    }
+
+    fn take_last(&mut self, id: RuleId) -> Option<Counter> {
+        let index = self.chain.ids().iter().position(|&known| known == id)?;
+        self.last[index].take()
+    }
+
+    /// A fall is believed when it was seen before, long enough ago where dips are possible.
+    fn believes_fall(&mut self, circumstances: Circumstances) -> bool {
+        let Some(since) = self.fell_at else {
+            self.fell_at = Some(circumstances.at);
+            return false;
+        };
+        !circumstances.may_dip || circumstances.at.saturating_sub(since) >= DIP_IS_OVER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Action, Matches, Rule};
+
+    fn chain(hashes: &[&str]) -> Arc<Chain> {
+        let rule = |hash: &&str| Rule {
+            hash: Some((*hash).into()),
+            comments: vec![],
+            matches: Matches::default(),
+            action: Action::None,
+            content: 0,
+            counted: true,
+        };
+        Arc::new(Chain::new("cali-tw-x".into(), hashes.iter().map(rule).collect()))
+    }
+
+    fn reading(chain: &Arc<Chain>, packets: &[u64]) -> Reading {
+        let counters = packets.iter().map(|&p| Counter::new(p, p)).collect();
+        Reading { chain: chain.clone(), counters }
+    }
+
+    fn at(millis: u64) -> Circumstances {
+        Circumstances { first_sight: false, may_dip: false, at: Duration::from_millis(millis) }
+    }
+
+    fn packets(delta: &ChainDelta) -> Vec<u64> {
+        delta.deltas.iter().map(|d| d.packets).collect()
+    }
+
+    #[test]
+    fn rules_are_known_again_wherever_they_stand() {
+        let mut reconciler = Reconciler::default();
+        reconciler.read(&reading(&chain(&["a", "b"]), &[5, 7]), at(0));
+        let delta = reconciler.read(&reading(&chain(&["new", "b", "a"]), &[2, 8, 5]), at(1)).unwrap();
+        assert_eq!(packets(&delta), [2, 1, 0]);
+        assert_eq!(delta.spans, [Span::SinceCreation, Span::SinceReading, Span::SinceReading]);
+        assert!(!delta.lossy);
+        let delta = reconciler.read(&reading(&chain(&["new", "c"]), &[2, 1]), at(2)).unwrap();
+        assert_eq!((packets(&delta), delta.lossy), (vec![0, 1], true));
+    }
+
+    #[test]
+    fn a_dip_loses_and_doubles_nothing() {
+        let mut reconciler = Reconciler::default();
+        let chain = chain(&["a", "b"]);
+        reconciler.read(&reading(&chain, &[5, 7]), at(0));
+        assert!(reconciler.read(&reading(&chain, &[0, 8]), at(1)).is_none());
+        assert!(reconciler.waits());
+        assert_eq!(packets(&reconciler.read(&reading(&chain, &[6, 9]), at(2)).unwrap()), [1, 2]);
+        assert!(!reconciler.waits());
+    }
+
+    #[test]
+    fn a_fall_that_stands_is_a_reset() {
+        let mut reconciler = Reconciler::default();
+        let chain = chain(&["a", "b"]);
+        reconciler.read(&reading(&chain, &[5, 7]), at(0));
+        assert!(reconciler.read(&reading(&chain, &[1, 8]), at(1)).is_none());
+        let delta = reconciler.read(&reading(&chain, &[2, 9]), at(2)).unwrap();
+        assert_eq!((packets(&delta), delta.resets), (vec![2, 2], 1));
+        assert_eq!(delta.spans, [Span::SinceReset, Span::SinceReading]);
+    }
+
+    #[test]
+    fn where_dips_are_possible_a_fall_must_stand_for_a_while() {
+        let mut reconciler = Reconciler::default();
+        let chain = chain(&["a"]);
+        reconciler.read(&reading(&chain, &[5]), at(0));
+        let dip = |millis| Circumstances { may_dip: true, ..at(millis) };
+        assert!(reconciler.read(&reading(&chain, &[0]), dip(1)).is_none());
+        assert!(reconciler.read(&reading(&chain, &[0]), dip(2)).is_none());
+        assert_eq!(packets(&reconciler.read(&reading(&chain, &[0]), dip(300)).unwrap()), [0]);
+    }
+
+    #[test]
+    fn last_values_count_once_and_the_next_incarnation_starts_at_zero() {
+        let mut reconciler = Reconciler::default();
+        let old = chain(&["a", "b"]);
+        reconciler.read(&reading(&old, &[5, 7]), at(0));
+        let finals = vec![(0, Counter::new(9, 9)), (1, Counter::new(7, 7))];
+        assert_eq!(packets(&reconciler.retire(&Retired { chain: old.clone(), finals })), [4, 0]);
+        // A version that came and went between two readings.
+        let between = chain(&["c"]);
+        let finals = vec![(0, Counter::new(3, 3))];
+        assert_eq!(packets(&reconciler.retire(&Retired { chain: between, finals })), [3]);
+        let delta = reconciler.read(&reading(&old, &[1, 2]), at(1)).unwrap();
+        assert_eq!((packets(&delta), delta.lossy), (vec![1, 2], false));
+    }
+}

@@ -1,0 +1,127 @@
+//! Labels of our own families.
+//!
+//! Workloads are labelled `namespace`, `pod`; host endpoints `pod=""` (left out) and `endpoint`. Without a datastore the
+//! interface stands in for either.
+
+use super::{Family, Label, ShownAccount};
+use crate::calico::comment::Encapsulation;
+use crate::calico::endpoint::Verdict;
+use crate::calico::policy::PolicyId;
+use crate::id::{Endpoint, EndpointKind};
+use crate::index::Index;
+use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, Slot, What};
+use std::collections::BTreeMap;
+
+/// All accounts of the ledger, those of equal labels put together.
+pub(super) fn accounts(ledger: &Ledger, index: &Index) -> Vec<ShownAccount> {
+    let mut shown: BTreeMap<(Family, Vec<Label>, Box<str>), Vec<Slot>> = BTreeMap::new();
+    for (slot, key) in ledger.accounts() {
+        let (family, labels, interface) = match key {
+            Key::Unattributed(source, cause) => {
+                let labels = vec![("source", source.as_str().into()), ("cause", cause.as_str().into())];
+                (Family::Unattributed, labels, "".into())
+            }
+            Key::Account(key) => {
+                let (family, labels) = labels(key, index);
+                (family, labels, key.endpoint.interface.as_str().into())
+            }
+        };
+        shown.entry((family, labels, interface)).or_default().push(slot);
+    }
+    let account = |((family, labels, interface), slots)| ShownAccount { family, labels, interface, slots };
+    shown.into_iter().map(account).collect()
+}
+
+fn labels(key: &AccountKey, index: &Index) -> (Family, Vec<Label>) {
+    let mut labels = endpoint_labels(&key.endpoint, index);
+    labels.push(("direction", key.direction.as_str().into()));
+    labels.push(("ip_version", key.ip_version.to_string().into()));
+    let family = match &key.what {
+        What::Policy { tier, policy, action } => {
+            labels.push(("tier", tier.as_str().into()));
+            labels.extend(policy_labels(policy));
+            labels.push(("action", action.as_str().into()));
+            Family::Policy
+        }
+        What::Group { tier, members, action } => {
+            labels.push(("tier", tier.as_str().into()));
+            labels.extend(group_labels(members));
+            labels.push(("action", action.as_str().into()));
+            Family::Policy
+        }
+        What::NoPolicy { tier } => {
+            labels.push(("tier", tier.as_str().into()));
+            labels.push(("reason", "no_policy".into()));
+            Family::DefaultDeny
+        }
+        What::NoProfile => {
+            labels.push(("tier", "".into()));
+            labels.push(("reason", "no_profile".into()));
+            Family::DefaultDeny
+        }
+        What::Profile { profile, action } => {
+            let name = match profile {
+                ProfileRef::Known(name) => name.as_str(),
+                ProfileRef::Chain(chain) => chain.as_str(),
+            };
+            labels.push(("profile", name.into()));
+            labels.push(("action", action.as_str().into()));
+            Family::Profile
+        }
+        What::Verdict(verdict) => {
+            labels.extend(verdict_labels(*verdict));
+            Family::EndpointChain
+        }
+        What::Failsafe => {
+            labels.extend([("rule", "failsafe".into()), ("verdict", "accepted".into())]);
+            Family::EndpointChain
+        }
+    };
+    (family, labels)
+}
+
+fn endpoint_labels(endpoint: &Endpoint, index: &Index) -> Vec<Label> {
+    let interface = endpoint.interface.as_str();
+    match endpoint.kind {
+        EndpointKind::Workload => match index.workload(&endpoint.interface) {
+            Some(workload) => vec![("namespace", workload.namespace.clone()), ("pod", workload.pod.clone())],
+            None => vec![("namespace", "".into()), ("pod", interface.into())],
+        },
+        EndpointKind::Host => {
+            let name = index.host_endpoint(&endpoint.interface).map_or(interface, |host| &host.name);
+            vec![("namespace", "".into()), ("pod", "".into()), ("endpoint", name.into())]
+        }
+    }
+}
+
+fn policy_labels(policy: &PolicyRef) -> [Label; 3] {
+    let (kind, namespace, name) = match policy {
+        PolicyRef::Known(PolicyId { kind, namespace, name }) => (kind.as_str(), &**namespace, &**name),
+        PolicyRef::Chain(chain) => ("", "", chain.as_str()),
+    };
+    [("policy_kind", kind.into()), ("policy_namespace", namespace.into()), ("policy", name.into())]
+}
+
+/// A group has the kind `PolicyGroup` and its members' names in order of evaluation.
+fn group_labels(members: &[PolicyRef]) -> [Label; 3] {
+    let labels: Vec<_> = members.iter().map(policy_labels).collect();
+    let names: Vec<&str> = labels.iter().map(|[_, _, (_, name)]| &**name).collect();
+    let namespace = |labels: &[Label; 3]| labels[1].1.clone();
+    let first = labels.first().map(namespace).unwrap_or_default();
+    let common = if labels.iter().all(|l| namespace(l) == first) { first } else { "".into() };
+    [("policy_kind", "PolicyGroup".into()), ("policy_namespace", common), ("policy", names.join(",").into())]
+}
+
+fn verdict_labels(verdict: Verdict) -> [Label; 2] {
+    let (rule, verdict) = match verdict {
+        Verdict::Established => ("established", "accepted"),
+        Verdict::Invalid => ("invalid", "dropped"),
+        Verdict::Encapsulated(Encapsulation::Vxlan) => ("vxlan", "dropped"),
+        Verdict::Encapsulated(Encapsulation::IpInIp) => ("ipip", "dropped"),
+        Verdict::PacketRate => ("packet_rate", "dropped"),
+        Verdict::Connections => ("connection_limit", "dropped"),
+        Verdict::AdminDown => ("admin_down", "dropped"),
+        Verdict::ForwardDefault => ("forward_default", "accepted"),
+    };
+    [("rule", rule.into()), ("verdict", verdict.into())]
+}
