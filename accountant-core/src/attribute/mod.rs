@@ -154,6 +154,8 @@ impl Attributor {
         self.name_unknowns(index);
         settle::settle(&mut self.store, self.snapshot, self.id.source, &mut attribution);
         attribution.unsettled |= self.reconciler.waits();
+        attribution.wanted.sort();
+        attribution.wanted.dedup();
         attribution
     }
 

@@ -137,14 +137,13 @@ impl Settler<'_> {
     }
 
     fn component(&mut self, component: &Component) {
-        let unread = self.unread_columns(component);
+        let unread = self.has_unread_columns(component);
         let patient = component.rows.iter().all(|&row| self.store[row].waited < PATIENCE);
-        if !unread.is_empty() && patient {
+        if unread && patient {
             self.wait(component);
-            self.out.wanted.extend(unread);
             return;
         }
-        let quiet = unread.is_empty() && self.is_quiet(component);
+        let quiet = !unread && self.is_quiet(component);
         let known = self.solve(component, quiet);
         if let Ok(known) = &known {
             for (&unknown, &low) in component.unknowns.iter().zip(&known.low) {
@@ -158,20 +157,19 @@ impl Settler<'_> {
         }
     }
 
+    /// Asks for another reading, with the shared chains in it.
     fn wait(&mut self, component: &Component) {
         self.out.unsettled = true;
+        let fed = component.columns.iter().map(|&column| &self.store[column]).filter(|column| column.fed);
+        self.out.wanted.extend(fed.map(|column| column.chain.clone()));
         for &row in &component.rows {
             self.store[row].waited += 1;
         }
     }
 
-    fn unread_columns(&self, component: &Component) -> Vec<crate::ChainName> {
-        let columns = component.columns.iter().map(|&column| &self.store[column]);
-        let mut unread: Vec<_> =
-            columns.filter(|c| c.fed && c.read_in != self.snapshot).map(|c| c.chain.clone()).collect();
-        unread.sort();
-        unread.dedup();
-        unread
+    fn has_unread_columns(&self, component: &Component) -> bool {
+        let mut columns = component.columns.iter().map(|&column| &self.store[column]);
+        columns.any(|column| column.fed && column.read_in != self.snapshot)
     }
 
     /// Whether all endpoints that the component's sums are over were read twice without a move in between, and the sums

@@ -1,0 +1,290 @@
+//! Source `iptables-legacy`: whole tables by getsockopt, under a shared lock.
+//!
+//! Each read is one system call a table. Structure is decoded only when the digest of everything but the counters changed.
+//! When somebody opens the lock file, one more read without the lock catches what the rules counted up to that moment: a
+//! rewrite then costs what passes between that read and the swap of the table, not what passed since the last poll. The
+//! look came too late, and counts for nothing, when the structure has changed by then.
+//!
+//! The filter table is read at every poll, mangle and raw as long as they have chains of host endpoints.
+
+pub mod blob;
+mod lock;
+
+use crate::source::{Note, Poll, RuleSource, SourceError, TablePoll, Wanted, now};
+use accountant_core::calico::ChainKind;
+use accountant_core::rule::Chain;
+use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
+use accountant_core::{ChainName, IpVersion, Table};
+use accountant_sys::xtables::{Family, Socket};
+use blob::{DecodedTable, Layout};
+use lock::XtablesLock;
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often a table that changes its size between two calls is asked for again.
+const TRIES: u32 = 8;
+/// How many polls a table without chains of host endpoints is left alone, unless the lock file was opened.
+const LEAVE_ALONE: u32 = 30;
+
+/// How to read.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The lock file of the xtables tools.
+    pub lock_file: PathBuf,
+    /// How long to wait for the lock before reading without it.
+    pub lock_patience: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { lock_file: "/run/xtables.lock".into(), lock_patience: Duration::from_secs(2) }
+    }
+}
+
+/// The source.
+#[derive(Debug)]
+pub struct IptablesLegacy {
+    settings: Settings,
+    lock: XtablesLock,
+    sockets: HashMap<IpVersion, Socket>,
+    tables: HashMap<TableId, KnownTable>,
+    buffer: Vec<u8>,
+}
+
+/// What is remembered of a table between polls.
+#[derive(Debug)]
+struct KnownTable {
+    decoded: DecodedTable,
+    /// Whether an endpoint has a chain in it.
+    has_endpoints: bool,
+    /// Polls since it was last read.
+    left_alone: u32,
+}
+
+/// The circumstances of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Circumstance {
+    /// Under the lock.
+    Locked,
+    /// Without: a moment of zeros is possible.
+    Unlocked,
+    /// Without, because a writer is about to replace a table: only of use if it has not yet done so.
+    LastLook,
+}
+
+/// Tables of iptables-legacy that the namespace has, by the text of `/proc/net/ip{,6}_tables_names`.
+///
+/// `None` is a kernel without the modules. A table that is not listed must not be asked for: the kernel would load
+/// modules and register it.
+fn tables_in(names: Option<&str>) -> Vec<Table> {
+    let names: HashSet<&str> = names.unwrap_or_default().lines().map(str::trim).collect();
+    Table::ALL.into_iter().filter(|table| names.contains(table.as_str())).collect()
+}
+
+fn names_file(ip_version: IpVersion) -> &'static str {
+    match ip_version {
+        IpVersion::V4 => "/proc/thread-self/net/ip_tables_names",
+        IpVersion::V6 => "/proc/thread-self/net/ip6_tables_names",
+    }
+}
+
+fn layout(ip_version: IpVersion) -> Layout {
+    match ip_version {
+        IpVersion::V4 => blob::IPV4,
+        IpVersion::V6 => blob::IPV6,
+    }
+}
+
+impl IptablesLegacy {
+    /// Prepares to read the tables of the calling thread's network namespace.
+    pub fn new(settings: Settings) -> Self {
+        let lock = XtablesLock::open(&settings.lock_file);
+        Self { settings, lock, sockets: HashMap::new(), tables: HashMap::new(), buffer: Vec::new() }
+    }
+
+    /// The tables that the namespace has, whether or not Calico uses them.
+    pub fn present() -> Vec<TableId> {
+        let mut present = Vec::new();
+        for ip_version in IpVersion::BOTH {
+            let names = std::fs::read_to_string(names_file(ip_version)).ok();
+            let id = |table| TableId { source: Source::IptablesLegacy, native: false, ip_version, table };
+            present.extend(tables_in(names.as_deref()).into_iter().map(id));
+        }
+        present
+    }
+
+    fn read_all(&mut self, wanted: &Wanted, circumstance: Circumstance) -> Poll {
+        let started = Instant::now();
+        let mut poll = Poll { tables: Vec::new(), gone: Vec::new(), took: Duration::ZERO, notes: Vec::new() };
+        let present = Self::present();
+        poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
+        self.tables.retain(|id, _| present.contains(id));
+        for id in present {
+            if circumstance == Circumstance::LastLook && !self.has_endpoints(id) {
+                continue;
+            }
+            if circumstance != Circumstance::LastLook && self.leave_alone(id) {
+                continue;
+            }
+            match self.read_table(id, wanted, circumstance) {
+                Ok(Some(snapshot)) => poll.tables.push(TablePoll { id, snapshot: Ok(snapshot) }),
+                Ok(None) if circumstance == Circumstance::LastLook => poll.notes.push(Note::MissedRewrite),
+                Ok(None) => {}
+                Err(error) => poll.tables.push(TablePoll { id, snapshot: Err(error) }),
+            }
+        }
+        poll.took = started.elapsed();
+        poll
+    }
+
+    fn has_endpoints(&self, id: TableId) -> bool {
+        self.tables.get(&id).is_some_and(|table| table.has_endpoints)
+    }
+
+    /// Mangle and raw mostly have no chains of endpoints.
+    fn leave_alone(&mut self, id: TableId) -> bool {
+        match self.tables.get_mut(&id) {
+            Some(table)
+                if id.table != Table::Filter && !table.has_endpoints && table.left_alone < LEAVE_ALONE =>
+            {
+                table.left_alone += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// `None` if the table has nothing to tell.
+    fn read_table(
+        &mut self,
+        id: TableId,
+        wanted: &Wanted,
+        circumstance: Circumstance,
+    ) -> Result<Option<Snapshot>, SourceError> {
+        let layout = layout(id.ip_version);
+        let blob = read_blob(&mut self.sockets, &mut self.buffer, id)?;
+        let undecodable = |error: blob::BlobError| SourceError::decode(describe(id), error);
+        let fingerprint = blob::fingerprint(blob, layout).map_err(undecodable)?;
+
+        let known = self.tables.get(&id);
+        let same = known.is_some_and(|known| known.decoded.fingerprint == fingerprint);
+        if !same && circumstance == Circumstance::LastLook {
+            return Ok(None);
+        }
+        let mut gone = Vec::new();
+        let mut changed = HashSet::new();
+        if !same {
+            let old = known.map(|known| chains_by_name(&known.decoded)).unwrap_or_default();
+            let decoded = blob::decode(blob, layout, &old).map_err(undecodable)?;
+            let new = chains_by_name(&decoded);
+            gone.extend(old.keys().filter(|name| !new.contains_key(*name)).cloned());
+            let is_new = |(name, chain): &(&ChainName, &Arc<Chain>)| {
+                old.get(*name).is_none_or(|old| !Arc::ptr_eq(old, chain))
+            };
+            changed.extend(new.iter().filter(is_new).map(|(name, _)| name.clone()));
+            let is_endpoint = |name: &ChainName| matches!(ChainKind::of(name), ChainKind::Endpoint { .. });
+            let has_endpoints = new.keys().any(is_endpoint);
+            self.tables.insert(id, KnownTable { decoded, has_endpoints, left_alone: 0 });
+        }
+        let Some(known) = self.tables.get_mut(&id) else { return Ok(None) };
+        known.left_alone = 0;
+        if !known.has_endpoints && gone.is_empty() {
+            return Ok(None);
+        }
+        let needed = |chain: &&blob::DecodedChain| {
+            let name = &chain.chain.name;
+            matches!(ChainKind::of(name), ChainKind::Endpoint { .. })
+                || changed.contains(name)
+                || wanted.contains(&(id, name.clone()))
+        };
+        let chains = known.decoded.chains.iter().filter(needed);
+        let chains = chains.map(|c| Reading { chain: c.chain.clone(), counters: c.read(blob) }).collect();
+        let may_dip = circumstance != Circumstance::Locked;
+        Ok(Some(Snapshot { chains, gone, may_dip, at: now(), ..Snapshot::default() }))
+    }
+}
+
+impl RuleSource for IptablesLegacy {
+    fn source(&self) -> Source {
+        Source::IptablesLegacy
+    }
+
+    fn read(&mut self, wanted: &Wanted) -> Result<Poll, SourceError> {
+        let lock = self.lock.shared(self.settings.lock_patience);
+        let circumstance = if lock.is_ok() { Circumstance::Locked } else { Circumstance::Unlocked };
+        let mut poll = self.read_all(wanted, circumstance);
+        if let Err(error) = lock {
+            tracing::debug!(%error, "read without the xtables lock");
+            poll.notes.push(Note::Unlocked);
+        }
+        Ok(poll)
+    }
+
+    fn events(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.events()
+    }
+
+    fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
+        if !self.lock.was_opened() {
+            return Ok(None);
+        }
+        for table in self.tables.values_mut() {
+            table.left_alone = LEAVE_ALONE;
+        }
+        let poll = self.read_all(&Wanted::default(), Circumstance::LastLook);
+        Ok(Some(poll))
+    }
+}
+
+fn read_blob<'a>(
+    sockets: &mut HashMap<IpVersion, Socket>,
+    buffer: &'a mut Vec<u8>,
+    id: TableId,
+) -> Result<&'a [u8], SourceError> {
+    let failed = |operation, error| SourceError::io(operation, describe(id), error);
+    let socket = match sockets.entry(id.ip_version) {
+        std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+        std::collections::hash_map::Entry::Vacant(entry) => {
+            let family = match id.ip_version {
+                IpVersion::V4 => Family::Ip,
+                IpVersion::V6 => Family::Ip6,
+            };
+            entry.insert(Socket::open(family).map_err(|e| failed("opening a socket for", e))?)
+        }
+    };
+    let table = id.table.as_str();
+    for _ in 0..TRIES {
+        let info = socket.info(table).map_err(|e| failed("asking the size of", e))?;
+        match socket.entries(table, info.size, buffer) {
+            Ok(_) => return Ok(Socket::blob(buffer)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(failed("reading", error)),
+        }
+    }
+    Err(SourceError::Unstable { object: describe(id), tries: TRIES })
+}
+
+fn chains_by_name(decoded: &DecodedTable) -> HashMap<ChainName, Arc<Chain>> {
+    decoded.chains.iter().map(|chain| (chain.chain.name.clone(), chain.chain.clone())).collect()
+}
+
+fn describe(id: TableId) -> String {
+    format!("IPv{} table {} of iptables-legacy", id.ip_version, id.table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tables_that_are_listed_are_read() {
+        assert_eq!(tables_in(None), []);
+        assert_eq!(tables_in(Some("")), []);
+        assert_eq!(tables_in(Some("nat\nfilter\n")), [Table::Filter]);
+        assert_eq!(tables_in(Some("raw\nmangle\nfilter")), Table::ALL);
+    }
+}

@@ -1,0 +1,15 @@
+//! Where numbers come from: the rule counters of the packet filter, read without any external command.
+//!
+//! One folder a source, each of the same shape: facts about the host and the decision whether the source applies (pure),
+//! decoding of what the kernel hands out (pure), and the I/O. A source hands over whole snapshots or errors.
+//!
+//! Invariants: decoders are total; a source only observes; one table that cannot be read never stops the others.
+
+#![forbid(unsafe_code)]
+
+pub mod iptables_legacy;
+pub mod nftables;
+pub mod source;
+mod xtables;
+
+pub use source::{Poll, RuleSource, SourceError, TablePoll, Wanted};

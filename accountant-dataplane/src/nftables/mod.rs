@@ -1,0 +1,308 @@
+//! Source `nftables`: rules of iptables-nft (`ip filter`, `ip6 filter`, ...) and of Felix' own tables (`ip calico`,
+//! `ip6 calico`), chain by chain over netlink.
+//!
+//! At every poll the endpoint chains are dumped, and of each rule only handle and counter are looked at; shared chains
+//! are dumped when they changed or when they are asked for. The structure is kept by [`mirror`], from the kernel's
+//! notifications; a deleted rule's notification carries its last counter, so a rewrite costs no counts.
+//!
+//! A reading is of one piece: the generation is asked for after the dumps, notifications are heard up to it, and chains
+//! that a commit touched meanwhile are dumped again. When notifications were lost everything is read anew.
+
+pub mod rule;
+
+mod mirror;
+mod socket;
+mod wire;
+
+use crate::source::{Note, Poll, RuleSource, SourceError, TablePoll, Wanted, now};
+use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
+use accountant_core::{Counter, IpVersion};
+use mirror::{ChainKey, Mirror, MirrorChain, is_after};
+use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request, RuleAttrs};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket::{Dump, Heard, Notifications, Query};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+/// How often chains that keep changing are dumped again within one reading.
+const TRIES: u32 = 16;
+/// How long to wait for the notifications of a commit that the kernel already counts.
+const HEARING: Duration = Duration::from_millis(500);
+
+/// The source.
+#[derive(Debug)]
+pub struct Nftables {
+    query: Query,
+    notifications: Notifications,
+    mirror: Mirror,
+    synced: bool,
+    /// Tables that were read before, to notice when they go.
+    tables: BTreeSet<TableId>,
+    notes: Vec<Note>,
+}
+
+impl Nftables {
+    /// Prepares to read the tables of the calling thread's network namespace.
+    pub fn new() -> Result<Self, SourceError> {
+        Ok(Self {
+            // Being told comes first, so that no change between the first reading and the first news is missed.
+            notifications: Notifications::open()?,
+            query: Query::open()?,
+            mirror: Mirror::default(),
+            synced: false,
+            tables: BTreeSet::new(),
+            notes: Vec::new(),
+        })
+    }
+
+    fn generation(&mut self) -> Result<u32, SourceError> {
+        let request = Request::new().op_getgen_do(&Nfgenmsg::new());
+        let mut generation = None;
+        self.query.ask(&request, |_, payload| {
+            let attributes = payload.get(4..).unwrap_or_default();
+            generation = GenAttrs::new(attributes).get_id().ok();
+            Ok(())
+        })?;
+        generation.ok_or_else(|| SourceError::decode("the generation of nf_tables", "it has no number"))
+    }
+
+    /// Hears all notifications that are there.
+    fn drain(&mut self) -> Result<(), SourceError> {
+        loop {
+            match self.notifications.hear()? {
+                Heard::Nothing => return Ok(()),
+                Heard::Lost => {
+                    self.notes.push(Note::LostNotifications);
+                    self.mirror.lose();
+                }
+                Heard::Bytes(length) => {
+                    for message in wire::messages(&self.notifications.buffer()[..length]) {
+                        match message {
+                            Ok(message) => self.mirror.hear(&message),
+                            Err(_) => self.mirror.lose(),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hears notifications up to a generation that the kernel has reached. They are sent right after it counts.
+    fn hear_up_to(&mut self, generation: u32) -> Result<(), SourceError> {
+        let deadline = Instant::now() + HEARING;
+        self.drain()?;
+        while is_after(generation, self.mirror.generation()) && !self.mirror.is_stale() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.notes.push(Note::LostNotifications);
+                self.mirror.lose();
+                break;
+            }
+            let mut fds = [PollFd::new(self.notifications.fd(), PollFlags::POLLIN)];
+            let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            poll(&mut fds, wait).map_err(|e| SourceError::io("waiting for", "nf_tables (netlink)", e))?;
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    /// Reads all chains that matter anew.
+    fn resync(&mut self) -> Result<(), SourceError> {
+        self.drain()?;
+        let generation = self.generation()?;
+        let mut chains = BTreeMap::new();
+        for key in self.list_chains()? {
+            if let Some((chain, _)) = self.dump_whole(&key)? {
+                chains.insert(key, chain);
+            }
+        }
+        self.mirror.reset(generation, chains);
+        self.synced = true;
+        Ok(())
+    }
+
+    fn list_chains(&mut self) -> Result<Vec<ChainKey>, SourceError> {
+        for _ in 0..TRIES {
+            let mut keys = Vec::new();
+            let mut whole = true;
+            for ip_version in IpVersion::BOTH {
+                let family = match ip_version {
+                    IpVersion::V4 => 2,
+                    IpVersion::V6 => 10,
+                };
+                let request = Request::new().op_getchain_dump(&header(family));
+                let dump = self.query.ask(&request, |_, payload| {
+                    let attributes = ChainAttrs::new(payload.get(4..).unwrap_or_default());
+                    let text =
+                        |value: Result<&std::ffi::CStr, _>| value.ok()?.to_str().ok().map(str::to_string);
+                    if let (Some(table), Some(name)) =
+                        (text(attributes.get_table()), text(attributes.get_name()))
+                    {
+                        keys.extend(ChainKey::new(family, &table, &name));
+                    }
+                    Ok(())
+                })?;
+                whole &= dump != Dump::Interrupted;
+            }
+            if whole {
+                return Ok(keys);
+            }
+            self.notes.push(Note::Interrupted);
+        }
+        Err(SourceError::Unstable { object: "the list of nf_tables chains".into(), tries: TRIES })
+    }
+
+    /// A chain with its rules, decoded.
+    fn dump_whole(&mut self, key: &ChainKey) -> Result<Option<(MirrorChain, Vec<Counter>)>, SourceError> {
+        for _ in 0..TRIES {
+            let mut rules = Vec::new();
+            let mut counters = Vec::new();
+            let mut unreadable = 0;
+            let dump = self.query.ask(&rules_of(key), |_, payload| {
+                match rule::decode(payload.get(4..).unwrap_or_default(), key.table.native) {
+                    Some(message) => {
+                        rules.push((message.handle, message.rule));
+                        counters.push(message.counter);
+                    }
+                    None => unreadable += 1,
+                }
+                Ok(())
+            })?;
+            match dump {
+                Dump::Whole if unreadable > 0 => {
+                    let reason = format!("{unreadable} of its rules cannot be decoded");
+                    return Err(SourceError::decode(describe(key), reason));
+                }
+                Dump::Whole => return Ok(Some((MirrorChain::new(&key.chain, rules), counters))),
+                Dump::Absent => return Ok(None),
+                Dump::Interrupted => self.notes.push(Note::Interrupted),
+            }
+        }
+        Err(SourceError::Unstable { object: describe(key), tries: TRIES })
+    }
+
+    /// A chain's counters. Its rules are decoded only if they are not those of the mirror.
+    fn dump(&mut self, key: &ChainKey) -> Result<Option<Reading>, SourceError> {
+        let mut handles = Vec::new();
+        let mut counters = Vec::new();
+        let dump = self.query.ask(&rules_of(key), |_, payload| {
+            let attributes = RuleAttrs::new(payload.get(4..).unwrap_or_default());
+            if let Some((handle, counter)) = rule::counter(&attributes) {
+                handles.push(handle);
+                counters.push(counter);
+            }
+            Ok(())
+        })?;
+        if dump == Dump::Whole
+            && let Some(known) = self.mirror.get(key)
+            && known.handles == handles
+        {
+            return Ok(Some(Reading { chain: known.chain.clone(), counters }));
+        }
+        let Some((chain, counters)) = self.dump_whole(key)? else { return Ok(None) };
+        let reading = Reading { chain: chain.chain.clone(), counters };
+        self.mirror.correct(key, chain);
+        Ok(Some(reading))
+    }
+
+    /// Dumps the chains that are needed until all dumps are of the generation that notifications were heard up to.
+    fn dump_stable(&mut self, wanted: &Wanted) -> Result<HashMap<ChainKey, Reading>, SourceError> {
+        let mut changed = self.mirror.take_touched();
+        let mut readings: HashMap<ChainKey, Reading> = HashMap::new();
+        for _ in 0..TRIES {
+            let needed = |key: &ChainKey| {
+                key.is_endpoint() || changed.contains(key) || wanted.contains(&(key.table, key.chain.clone()))
+            };
+            let missing = |key: &&ChainKey| needed(key) && !readings.contains_key(*key);
+            let missing: Vec<_> = self.mirror.chains().map(|(key, _)| key).filter(missing).cloned().collect();
+            for key in missing {
+                if let Some(reading) = self.dump(&key)? {
+                    readings.insert(key, reading);
+                }
+            }
+            let generation = self.generation()?;
+            self.hear_up_to(generation)?;
+            if self.mirror.is_stale() {
+                self.resync()?;
+                readings.clear();
+            }
+            let touched = self.mirror.take_touched();
+            if touched.is_empty() {
+                return Ok(readings);
+            }
+            readings.retain(|key, _| !touched.contains(key));
+            changed.extend(touched);
+        }
+        // What was touched must be looked at next time, too.
+        self.mirror.lose();
+        Err(SourceError::Unstable { object: "nf_tables".into(), tries: TRIES })
+    }
+}
+
+impl RuleSource for Nftables {
+    fn source(&self) -> Source {
+        Source::Nftables
+    }
+
+    fn read(&mut self, wanted: &Wanted) -> Result<Poll, SourceError> {
+        let started = Instant::now();
+        self.drain()?;
+        if !self.synced || self.mirror.is_stale() {
+            self.resync()?;
+        }
+        let readings = self.dump_stable(wanted)?;
+
+        let mut snapshots: BTreeMap<TableId, Snapshot> = BTreeMap::new();
+        for (table, retired) in self.mirror.take_retired() {
+            snapshots.entry(table).or_default().retired.push(retired);
+        }
+        for (key, reading) in readings {
+            snapshots.entry(key.table).or_default().chains.push(reading);
+        }
+        for key in self.mirror.take_gone() {
+            snapshots.entry(key.table).or_default().gone.push(key.chain);
+        }
+        let at = now();
+        let with_endpoints: BTreeSet<TableId> =
+            self.mirror.chains().filter(|(key, _)| key.is_endpoint()).map(|(key, _)| key.table).collect();
+        let gone = self.tables.difference(&with_endpoints).copied().collect();
+        let tables = snapshots
+            .into_iter()
+            .filter(|(id, _)| with_endpoints.contains(id) || self.tables.contains(id))
+            .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, ..snapshot }) })
+            .collect();
+        self.tables = with_endpoints;
+        let notes = std::mem::take(&mut self.notes);
+        Ok(Poll { tables, gone, took: started.elapsed(), notes })
+    }
+
+    fn events(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.notifications.fd())
+    }
+
+    /// Only hears, so that the kernel need not hold news back; what they tell is handed over with the next reading.
+    fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
+        self.drain()?;
+        Ok(None)
+    }
+}
+
+fn header(family: u8) -> Nfgenmsg {
+    let mut header = Nfgenmsg::new();
+    header.nfgen_family = family;
+    header
+}
+
+fn rules_of(key: &ChainKey) -> netlink_bindings::nftables::OpGetruleDump<'static> {
+    let mut request = Request::new().op_getrule_dump(&header(key.family()));
+    request
+        .encode()
+        .push_table_bytes(key.kernel_table().as_bytes())
+        .push_chain_bytes(key.kernel_chain().as_bytes());
+    request
+}
+
+fn describe(key: &ChainKey) -> String {
+    format!("chain {} of table ip{} {}", key.kernel_chain(), key.table.ip_version, key.kernel_table())
+}

@@ -1,0 +1,143 @@
+//! What all sources of rule counters have in common.
+
+use accountant_core::ChainName;
+use accountant_core::snapshot::{Snapshot, Source, TableId};
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Shared chains that a reading has to contain, by table.
+pub type Wanted = HashSet<(TableId, ChainName)>;
+
+/// A source of rule counters. It lives on a thread of its own, in the network namespace that it reads.
+pub trait RuleSource: Send {
+    /// Which source it is.
+    fn source(&self) -> Source;
+
+    /// Reads all tables that apply.
+    fn read(&mut self, wanted: &Wanted) -> Result<Poll, SourceError>;
+
+    /// Becomes readable when something happened that the source wants to look at at once.
+    fn events(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Looks at what happened; may take a reading of its own.
+    fn on_events(&mut self) -> Result<Option<Poll>, SourceError>;
+}
+
+/// What a source read.
+#[derive(Debug)]
+pub struct Poll {
+    /// The tables that were read.
+    pub tables: Vec<TablePoll>,
+    /// Tables that no longer apply.
+    pub gone: Vec<TableId>,
+    /// What the reading cost.
+    pub took: Duration,
+    /// Things worth counting that happened since the last one.
+    pub notes: Vec<Note>,
+}
+
+/// One table as it was read.
+#[derive(Debug)]
+pub struct TablePoll {
+    /// Which table.
+    pub id: TableId,
+    /// Its counters, or why they could not be read.
+    pub snapshot: Result<Snapshot, SourceError>,
+}
+
+/// Something that happened to a source, as a value for a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Note {
+    /// The xtables lock was not had in time; the table was read without.
+    Unlocked,
+    /// Rules were rewritten before the last look at them.
+    MissedRewrite,
+    /// The kernel dropped notifications of rule changes.
+    LostNotifications,
+    /// A dump was interrupted by a rule change and taken again.
+    Interrupted,
+}
+
+impl Note {
+    /// As labels print it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unlocked => "unlocked",
+            Self::MissedRewrite => "missed_rewrite",
+            Self::LostNotifications => "lost_notifications",
+            Self::Interrupted => "interrupted_dump",
+        }
+    }
+}
+
+/// Why a source could not be read: what was tried, on what, and what to do.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// A system call failed.
+    #[error("{operation} {object} failed: {error}{}", hint(error))]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+    /// What the kernel handed out could not be understood.
+    #[error("cannot understand {object}: {reason}; please report this with the kernel's version")]
+    Decode {
+        /// What it was.
+        object: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Rules changed again and again while they were read.
+    #[error("{object} changed {tries} times while it was read; the next poll tries again")]
+    Unstable {
+        /// What it was.
+        object: String,
+        /// How often it was tried.
+        tries: u32,
+    },
+}
+
+impl SourceError {
+    pub(crate) fn io(
+        operation: &'static str,
+        object: impl Into<String>,
+        error: impl Into<std::io::Error>,
+    ) -> Self {
+        Self::Io { operation, object: object.into(), error: error.into() }
+    }
+
+    pub(crate) fn decode(object: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Decode { object: object.into(), reason: reason.to_string() }
+    }
+
+    /// A word for the kind of failure, for metric labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => "permission",
+            Self::Io { .. } => "io",
+            Self::Decode { .. } => "decode",
+            Self::Unstable { .. } => "unstable",
+        }
+    }
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            " (give the agent CAP_NET_ADMIN in the node's network namespace)"
+        }
+        _ => "",
+    }
+}
+
+/// Time since the process first asked, for snapshots.
+pub(crate) fn now() -> Duration {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
