@@ -50,11 +50,18 @@ pub enum Object {
 /// What tells objects of one datastore apart: kind, namespace and name as they are there.
 pub type ObjectKey = (Box<str>, Box<str>, Box<str>);
 
+/// How many workloads that are gone are remembered by name.
+const REMEMBERED: usize = 8192;
+
 /// The cache of names.
 #[derive(Debug, Default)]
 pub struct Index {
     objects: BTreeMap<ObjectKey, Object>,
+    /// Which objects tell of the same thing: two names of one policy while it is being renamed.
+    tellers: HashMap<Thing, Vec<ObjectKey>>,
     workloads: HashMap<Interface, Workload>,
+    /// Workloads that are gone; their accounts are still shown for a while.
+    former: HashMap<Interface, Workload>,
     policies: HashMap<ChainName, Vec<(Generation, PolicyId)>>,
     tiers: HashMap<PolicyId, TierName>,
     profiles: HashMap<ChainName, ProfileName>,
@@ -70,6 +77,7 @@ impl Index {
         }
         self.unlearn(&key);
         self.learn(&object);
+        self.tellers.entry(thing(&object)).or_default().push(key.clone());
         self.objects.insert(key, object);
         self.version += 1;
         true
@@ -103,6 +111,11 @@ impl Index {
         }
     }
 
+    /// Whether a host endpoint is known by its addresses only.
+    pub fn wants_addresses(&self) -> bool {
+        self.objects.values().any(|object| matches!(object, Object::HostEndpoint(h) if h.interface.is_empty()))
+    }
+
     /// Changes with every change of the index.
     pub fn version(&self) -> u64 {
         self.version
@@ -117,9 +130,9 @@ impl Index {
         counts
     }
 
-    /// The workload behind an interface.
+    /// The workload behind an interface, or the last one that was.
     pub fn workload(&self, interface: &Interface) -> Option<&Workload> {
-        self.workloads.get(interface)
+        self.workloads.get(interface).or_else(|| self.former.get(interface))
     }
 
     /// The host endpoint that an interface's chains belong to.
@@ -172,6 +185,7 @@ impl Index {
     fn learn(&mut self, object: &Object) {
         match object {
             Object::Workload(interface, workload) => {
+                self.former.remove(interface);
                 self.workloads.insert(interface.clone(), workload.clone());
             }
             Object::HostEndpoint(_) => {}
@@ -192,6 +206,15 @@ impl Index {
         }
     }
 
+    fn remember(&mut self, interface: &Interface, workload: &Workload) {
+        if self.former.len() >= REMEMBERED {
+            // Which one goes matters little: all of them are gone, and most are not shown any more.
+            let some = self.former.keys().next().cloned();
+            some.and_then(|interface| self.former.remove(&interface));
+        }
+        self.former.insert(interface.clone(), workload.clone());
+    }
+
     /// Removes an object and what was learnt of it, unless another object says the same.
     fn unlearn(&mut self, key: &ObjectKey) -> bool {
         let Some(object) = self.objects.remove(key) else { return false };
@@ -199,6 +222,7 @@ impl Index {
             Object::Workload(interface, workload) => {
                 if self.workloads.get(interface) == Some(workload) {
                     self.workloads.remove(interface);
+                    self.remember(interface, workload);
                 }
             }
             Object::HostEndpoint(_) => {}
@@ -219,22 +243,36 @@ impl Index {
                 }
             }
         }
-        let twins: Vec<_> =
-            self.objects.values().filter(|other| same_thing(other, &object)).cloned().collect();
-        for twin in twins {
-            self.learn(&twin);
+        let tellers = self.tellers.get_mut(&thing(&object));
+        let twin = tellers.and_then(|keys| {
+            keys.retain(|other| other != key);
+            keys.last().cloned()
+        });
+        match twin.and_then(|twin| self.objects.get(&twin).cloned()) {
+            Some(twin) => self.learn(&twin),
+            None => {
+                self.tellers.remove(&thing(&object));
+            }
         }
         true
     }
 }
 
-/// Two objects that teach about the same thing: one policy under two names while it is being renamed.
-fn same_thing(one: &Object, other: &Object) -> bool {
-    match (one, other) {
-        (Object::Workload(a, _), Object::Workload(b, _)) => a == b,
-        (Object::Policy(a, _), Object::Policy(b, _)) => a == b,
-        (Object::Profile(a), Object::Profile(b)) => a == b,
-        _ => false,
+/// What an object tells of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Thing {
+    Workload(Interface),
+    HostEndpoint(Box<str>),
+    Policy(PolicyId),
+    Profile(ProfileName),
+}
+
+fn thing(object: &Object) -> Thing {
+    match object {
+        Object::Workload(interface, _) => Thing::Workload(interface.clone()),
+        Object::HostEndpoint(host) => Thing::HostEndpoint(host.name.clone()),
+        Object::Policy(id, _) => Thing::Policy(id.clone()),
+        Object::Profile(name) => Thing::Profile(name.clone()),
     }
 }
 
@@ -256,4 +294,69 @@ fn profile_chains(profile: &ProfileName) -> Vec<ChainName> {
         }
     }
     chains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calico::policy::PolicyKind;
+
+    fn key(name: &str) -> ObjectKey {
+        ("NetworkPolicy".into(), "n".into(), name.into())
+    }
+
+    fn policy(name: &str) -> Object {
+        Object::Policy(PolicyId::from_kind(PolicyKind::NetworkPolicy, "n", name), TierName::default_tier())
+    }
+
+    #[test]
+    fn a_policy_that_is_being_renamed_keeps_its_name_all_along() {
+        let mut index = Index::default();
+        let chain = ChainName::from("cali-pi-np/n/foo");
+        let known = |index: &Index| index.policy(&chain, Generation::C).is_some();
+        index.apply(key("default.foo"), policy("default.foo"));
+        assert!(known(&index));
+        index.apply(key("foo"), policy("foo"));
+        index.delete(&key("default.foo"));
+        assert!(known(&index));
+        index.delete(&key("foo"));
+        assert!(!known(&index));
+        assert!(index.tellers.is_empty());
+    }
+
+    #[test]
+    fn a_name_that_two_policies_explain_is_nobodys() {
+        let mut index = Index::default();
+        // Up to 3.28 the chain of `n/default.foo`; from 3.29 on also that of a tier `n` with a policy `default.foo`.
+        index.apply(key("foo"), policy("foo"));
+        let id = PolicyId::from_kind(PolicyKind::GlobalNetworkPolicy, "", "foo");
+        index.apply(("GlobalNetworkPolicy".into(), "".into(), "foo".into()), Object::Policy(id, "default".into()));
+        let chain = ChainName::from("cali-pi-n/default.foo");
+        assert_eq!(index.policy(&chain, Generation::A).map(|id| &*id.namespace), Some("n"));
+        assert_eq!(index.policy(&chain, Generation::B), None);
+    }
+
+    #[test]
+    fn a_workload_is_remembered_until_another_takes_its_interface() {
+        let mut index = Index::default();
+        let interface = Interface::from("cali1");
+        let workload = |pod: &str| Object::Workload("cali1".into(), Workload { pod: pod.into(), ..Workload::default() });
+        index.apply(key("a"), workload("a"));
+        index.delete(&key("a"));
+        assert_eq!(&*index.workload(&interface).unwrap().pod, "a");
+        index.apply(key("b"), workload("b"));
+        assert_eq!(&*index.workload(&interface).unwrap().pod, "b");
+    }
+
+    #[test]
+    fn a_reset_leaves_what_is_in_it() {
+        let mut index = Index::default();
+        index.apply(key("foo"), policy("foo"));
+        index.apply(key("bar"), policy("bar"));
+        let version = index.version();
+        assert!(index.reset(BTreeMap::from([(key("bar"), policy("bar"))])));
+        assert!(index.version() > version);
+        assert!(!index.reset(BTreeMap::from([(key("bar"), policy("bar"))])));
+        assert_eq!(index.objects_by_kind(), BTreeMap::from([("NetworkPolicy", 1)]));
+    }
 }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod iptables_legacy;
+pub mod kernel;
 pub mod nftables;
 pub mod source;
 mod xtables;

@@ -26,7 +26,7 @@ pub trait RuleSource: Send {
 }
 
 /// What a source read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Poll {
     /// The tables that were read.
     pub tables: Vec<TablePoll>,

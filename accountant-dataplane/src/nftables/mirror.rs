@@ -97,8 +97,8 @@ impl MirrorChain {
         Self { handles, chain: Arc::new(Chain::new(name.clone(), rules)) }
     }
 
-    fn rules(&self) -> Vec<(u64, Rule)> {
-        self.handles.iter().copied().zip(self.chain.rules().iter().cloned()).collect()
+    fn rules(&self) -> Vec<(u64, Rule, bool)> {
+        self.handles.iter().zip(self.chain.rules()).map(|(&handle, rule)| (handle, rule.clone(), false)).collect()
     }
 }
 
@@ -106,11 +106,19 @@ impl MirrorChain {
 #[derive(Debug)]
 struct Change {
     before: Option<MirrorChain>,
-    rules: Vec<(u64, Rule)>,
+    /// The rules of before; those that were deleted keep their place until the commit ends, because others are told to
+    /// stand behind them.
+    rules: Vec<(u64, Rule, bool)>,
+    fresh: Vec<Fresh>,
     finals: Vec<(usize, Counter)>,
-    /// Where the rule stood that was deleted last, and its handle: a rule that replaces it takes both.
-    deleted: Option<(u64, usize)>,
     gone: bool,
+}
+
+/// A rule that the commit adds. Where it stands can depend on one that is told later.
+#[derive(Debug)]
+struct Fresh {
+    told: RuleMessage,
+    appended: bool,
 }
 
 /// The chains that matter.
@@ -213,7 +221,7 @@ impl Mirror {
         if message.kind == DELRULE {
             change.delete(&told);
         } else {
-            change.add(told, message.flags & APPENDED != 0);
+            change.fresh.push(Fresh { told, appended: message.flags & APPENDED != 0 });
         }
     }
 
@@ -244,8 +252,8 @@ impl Mirror {
         self.open.entry(key.clone()).or_insert_with(|| Change {
             before: before.cloned(),
             rules: before.map(MirrorChain::rules).unwrap_or_default(),
+            fresh: Vec::new(),
             finals: Vec::new(),
-            deleted: None,
             gone: false,
         })
     }
@@ -261,8 +269,9 @@ impl Mirror {
             return;
         }
         self.generation = generation;
-        for (key, change) in changes {
+        for (key, mut change) in changes {
             self.touched.insert(key.clone());
+            self.stale |= !change.place_fresh();
             let old = change.before.as_ref().map(|before| before.chain.clone());
             if let (Some(chain), false) = (old.clone(), change.finals.is_empty()) {
                 self.retired.push((key.table, Retired { chain, finals: change.finals }));
@@ -272,7 +281,9 @@ impl Mirror {
                 self.gone.insert(key);
                 continue;
             }
-            let mut new = MirrorChain::new(&key.chain, change.rules);
+            let rules = change.rules.into_iter().filter(|(.., deleted)| !deleted);
+            let rules = rules.map(|(handle, rule, _)| (handle, rule)).collect();
+            let mut new = MirrorChain::new(&key.chain, rules);
             if let Some(old) = old.filter(|old| old.same_rules(&new.chain)) {
                 new.chain = old;
             }
@@ -289,28 +300,111 @@ impl Change {
         {
             self.finals.push((index, told.counter));
         }
-        if let Some(index) = self.rules.iter().position(|(handle, _)| *handle == told.handle) {
-            self.rules.remove(index);
-            self.deleted = Some((told.handle, index));
+        if let Some((.., deleted)) = self.rules.iter_mut().find(|(handle, ..)| *handle == told.handle) {
+            *deleted = true;
         }
     }
 
-    fn add(&mut self, told: RuleMessage, appended: bool) {
-        self.rules.retain(|(handle, _)| *handle != told.handle);
-        let behind = told.position.and_then(|p| self.rules.iter().position(|(handle, _)| *handle == p));
-        let replaced = self.deleted.filter(|(handle, _)| *handle == told.handle).map(|(_, index)| index);
-        let index = match (replaced, behind) {
-            (Some(index), _) => index,
-            (None, Some(before)) => before + 1,
-            (None, None) if appended => self.rules.len(),
+    /// Puts the new rules in their places. Returns whether all places are known.
+    fn place_fresh(&mut self) -> bool {
+        let mut waiting = std::mem::take(&mut self.fresh);
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            waiting = waiting.into_iter().filter_map(|fresh| self.place(fresh)).collect();
+            if waiting.len() == before {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Puts a rule in its place; gives it back if it stands behind a rule that is not placed yet.
+    fn place(&mut self, fresh: Fresh) -> Option<Fresh> {
+        let find = |wanted: u64, rules: &[(u64, Rule, bool)]| rules.iter().position(|(handle, ..)| *handle == wanted);
+        let index = match (find(fresh.told.handle, &self.rules), fresh.told.position) {
+            // It takes the place, and the handle, of the rule that it replaces.
+            (Some(replaced), _) => {
+                self.rules.remove(replaced);
+                replaced
+            }
+            (None, Some(position)) => match find(position, &self.rules) {
+                Some(before) => before + 1,
+                None => return Some(fresh),
+            },
+            // Without a position it is the last or the first.
+            (None, None) if fresh.appended => self.rules.len(),
             (None, None) => 0,
         };
-        let index = index.min(self.rules.len());
-        self.rules.insert(index, (told.handle, told.rule));
+        self.rules.insert(index, (fresh.told.handle, fresh.told.rule, false));
+        None
     }
 }
 
 /// Whether one generation's number comes after another's; the numbers wrap around.
 pub(crate) fn is_after(one: u32, other: u32) -> bool {
     one.wrapping_sub(other) as i32 > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nftables::wire;
+
+    /// What the kernel told while chains of these corpora were made, changed and deleted.
+    const IPTABLES_NFT: &[u8] = include_bytes!("../../../fuzz/corpus/netlink_news/nft");
+    const NATIVE: &[u8] = include_bytes!("../../../fuzz/corpus/netlink_news/native");
+
+    /// The versions of the only chain in a stream of notifications, and whose last counters came with each.
+    fn versions(stream: &[u8]) -> Vec<(Vec<String>, Vec<usize>)> {
+        let mut mirror = Mirror::default();
+        let mut versions = Vec::new();
+        for message in wire::messages(stream) {
+            let message = message.unwrap();
+            mirror.hear(&message);
+            if message.kind == NEWGEN {
+                let retired = mirror.take_retired();
+                let finals = retired.iter().flat_map(|(_, r)| r.finals.iter().map(|(index, _)| *index)).collect();
+                let actions = |c: &MirrorChain| c.chain.rules().iter().map(|r| format!("{:?}", r.action)).collect();
+                versions.push((mirror.chains().map(|(_, chain)| actions(chain)).next().unwrap_or_default(), finals));
+            }
+        }
+        assert!(!mirror.is_stale());
+        versions
+    }
+
+    #[test]
+    fn a_chain_that_is_flushed_and_filled_again() {
+        let told = |actions: &[&str], finals: &[usize]| {
+            (actions.iter().map(ToString::to_string).collect::<Vec<_>>(), finals.to_vec())
+        };
+        let wanted = [told(&["Accept", "Drop"], &[]), told(&["Drop"], &[0, 1]), told(&[], &[0])];
+        assert_eq!(versions(IPTABLES_NFT), wanted);
+    }
+
+    #[test]
+    fn rules_that_are_replaced_and_inserted() {
+        let told = |actions: &[&str], finals: &[usize]| {
+            (actions.iter().map(ToString::to_string).collect::<Vec<_>>(), finals.to_vec())
+        };
+        let wanted =
+            [told(&["Accept", "Drop"], &[]), told(&["Accept", "Return", "Drop"], &[0]), told(&[], &[0, 1, 2])];
+        assert_eq!(versions(NATIVE), wanted);
+    }
+
+    #[test]
+    fn what_was_read_already_is_not_heard_again() {
+        let mut mirror = Mirror::default();
+        let generation = u32::MAX;
+        mirror.reset(generation, BTreeMap::new());
+        assert!(is_after(2, generation) && !is_after(generation, 2));
+        for message in wire::messages(NATIVE).map_while(Result::ok) {
+            mirror.hear(&message);
+        }
+        assert_ne!(mirror.generation(), generation, "numbers wrap around");
+        mirror.reset(u32::MAX / 2, BTreeMap::new());
+        for message in wire::messages(NATIVE).map_while(Result::ok) {
+            mirror.hear(&message);
+        }
+        assert_eq!(mirror.generation(), u32::MAX / 2);
+    }
 }

@@ -306,3 +306,21 @@ fn rules_of(key: &ChainKey) -> netlink_bindings::nftables::OpGetruleDump<'static
 fn describe(key: &ChainKey) -> String {
     format!("chain {} of table ip{} {}", key.kernel_chain(), key.table.ip_version, key.kernel_table())
 }
+
+/// Hears any bytes as notifications and checks that the mirror is of one piece afterwards. For fuzzing.
+#[doc(hidden)]
+pub fn hear_any(stream: &[u8]) {
+    let mut mirror = Mirror::default();
+    for message in wire::messages(stream).map_while(Result::ok) {
+        mirror.hear(&message);
+    }
+    for (key, chain) in mirror.chains() {
+        assert_eq!(chain.handles.len(), chain.chain.rules().len(), "{}", describe(key));
+    }
+    for (_, retired) in mirror.take_retired() {
+        assert!(retired.finals.iter().all(|(index, _)| *index < retired.chain.rules().len()));
+    }
+    for key in mirror.take_gone() {
+        assert!(mirror.get(&key).is_none());
+    }
+}

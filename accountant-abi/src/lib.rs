@@ -1,0 +1,31 @@
+//! Records that the in-kernel programs and the agent share.
+//!
+//! Plain data in host byte order: fixed-width integers, explicit padding, sizes and offsets asserted. Programs and agent
+//! are built together and the objects are embedded, so both sides always have the same layout.
+
+#![no_std]
+
+/// Packets and bytes of one direction on one CPU.
+///
+/// Bytes are `skb->len` as a classifier sees it: the frame with its Ethernet header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Number of packets.
+    pub packets: u64,
+    /// Sum of their lengths.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<Traffic>() == 16 && core::mem::offset_of!(Traffic, bytes) == 8);
+
+/// Index of what the host sends to the endpoint, in the map of an interface's traffic.
+pub const TO_ENDPOINT: u32 = 0;
+/// Index of what the endpoint sends.
+pub const FROM_ENDPOINT: u32 = 1;
+/// Number of entries of that map.
+pub const DIRECTIONS: u32 = 2;
+
+// SAFETY: two integers without padding; every bit pattern is a value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Traffic {}

@@ -1,0 +1,124 @@
+//! `accountant check`: whether the agent would work here, and what is in its way.
+
+use super::{datastore, sources};
+use crate::config::{CheckArgs, Datastore};
+use crate::engine::status::{State, Status};
+use crate::engine::{Engine, Settings};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long to wait for the datastore.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The capabilities that sources need: name, number (`include/uapi/linux/capability.h`), what for.
+const CAPABILITIES: [(&str, u8, &str); 1] = [("CAP_NET_ADMIN", 12, "to read rule counters")];
+
+/// Prints the findings; the exit status says whether the agent would count.
+pub fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime.block_on(look(args))?;
+    runtime.shutdown_background();
+    let findings = findings(args, &status);
+    if args.json {
+        println!("{findings:#}");
+    } else {
+        print!("{}", describe(&findings));
+    }
+    let works = findings["works"].as_bool().unwrap_or(false);
+    Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn look(args: &CheckArgs) -> anyhow::Result<Status> {
+    let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
+    let (engine, handle) = Engine::new(settings, sources(&args.sources), datastore(&args.names)?)?;
+    tokio::spawn(engine.run());
+    let names = async {
+        while handle.latest().status.datastore.name != "none" && !handle.latest().status.datastore.tried {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = tokio::time::timeout(PATIENCE, names).await;
+    Ok(handle.fresh(Duration::ZERO).await.status.clone())
+}
+
+fn findings(args: &CheckArgs, status: &Status) -> Value {
+    let sources: Vec<_> = status
+        .sources
+        .iter()
+        .map(|s| json!({"name": s.source.as_str(), "state": s.state.as_str(), "reason": s.reason}))
+        .collect();
+    let counting = status.sources.iter().any(|s| s.state == State::Counting);
+    let failing = status.sources.iter().any(|s| s.state == State::Failing);
+    let datastore = &status.datastore;
+    let configured = match args.names.datastore() {
+        Ok(Datastore::None) => "none".to_string(),
+        Ok(Datastore::Unavailable(name)) => format!("{name} (not in this version: counting without names of pods)"),
+        Ok(Datastore::Manifests(folder)) => format!("manifests in {}", folder.display()),
+        Err(error) => error.to_string(),
+    };
+    let capabilities: Vec<_> = CAPABILITIES
+        .iter()
+        .map(|(name, number, purpose)| json!({"name": name, "held": holds(*number), "purpose": purpose}))
+        .collect();
+    json!({
+        "works": counting && !failing,
+        "version": env!("CARGO_PKG_VERSION"),
+        "kernel": kernel(),
+        "node": args.names.node(),
+        "listen": args.serving.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "capabilities": capabilities,
+        "sources": sources,
+        "datastore": {
+            "configured": configured,
+            "in_sync": datastore.in_sync,
+            "reason": datastore.reason,
+            "objects": datastore.objects,
+        },
+    })
+}
+
+/// Whether the process has a capability, by the bits of `CapEff` in its status.
+fn holds(capability: u8) -> Option<bool> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let bits = u64::from_str_radix(line.trim(), 16).ok()?;
+    Some(bits >> capability & 1 == 1)
+}
+
+fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string()
+}
+
+fn describe(findings: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+    let mut lines = vec![
+        format!("accountant {} on Linux {}", text(&findings["version"]), text(&findings["kernel"])),
+        format!("node: {}", text(&findings["node"])),
+    ];
+    for capability in findings["capabilities"].as_array().into_iter().flatten() {
+        let held = if capability["held"] == true { "held" } else { "MISSING" };
+        lines.push(format!("{}: {held} ({})", text(&capability["name"]), text(&capability["purpose"])));
+    }
+    for source in findings["sources"].as_array().into_iter().flatten() {
+        let reason = Some(text(&source["reason"])).filter(|r| !r.is_empty());
+        let reason = reason.map(|r| format!(" ({r})")).unwrap_or_default();
+        lines.push(format!("source {}: {}{reason}", text(&source["name"]), text(&source["state"])));
+    }
+    let datastore = &findings["datastore"];
+    let sync = match (datastore["in_sync"] == true, text(&datastore["configured"]).as_str()) {
+        (_, "none") => "",
+        (true, _) => ", in sync",
+        (false, _) => ", NOT in sync",
+    };
+    lines.push(format!("datastore: {}{sync}", text(&datastore["configured"])));
+    let reason = text(&datastore["reason"]);
+    lines.extend(reason.split("; ").filter(|r| !r.is_empty()).map(|r| format!("  {r}")));
+    let verdict = if findings["works"] == true {
+        "the agent would count here"
+    } else {
+        "the agent would NOT count here: no source has chains of Calico's, or one cannot be read"
+    };
+    lines.push(verdict.into());
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,54 @@
+//! `accountant run`: the agent.
+
+use super::{datastore, sources};
+use crate::config::{LogArgs, LogFormat, RunArgs};
+use crate::engine::{Engine, Settings};
+use crate::export::http::{self, Service};
+use crate::export::prometheus::Exporter;
+use anyhow::Context;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Runs until it is told to stop.
+pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    start_log(&args.log)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the event loop")?;
+    runtime.block_on(agent(args))?;
+    // A source's thread may sit in a system call; nothing it does matters any more.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn agent(args: RunArgs) -> anyhow::Result<()> {
+    let settings = Settings { poll_interval: args.serving.poll_interval, grace: args.serving.grace_period };
+    let names = datastore(&args.names)?;
+    let (engine, handle) = Engine::new(settings, sources(&args.sources), names).context("starting the sources")?;
+    let exporter = Exporter::new(args.serving.compat_metrics, args.serving.minimum_counter);
+    let service = Service { engine: handle, exporter: Arc::new(exporter), max_age: args.serving.max_age };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = args.names.node(), "counting");
+    for address in args.serving.addresses() {
+        tokio::spawn(http::serve(address, service.clone()));
+    }
+    let counting = tokio::spawn(engine.run());
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    tokio::select! {
+        result = counting => result.context("the event loop ended")?,
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping");
+    Ok(())
+}
+
+fn start_log(args: &LogArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log_filter)
+        .with_context(|| format!("log filter {:?} (--log-filter, ACCOUNTANT_LOG)", args.log_filter))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

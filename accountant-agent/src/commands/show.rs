@@ -1,0 +1,111 @@
+//! `accountant show`: the accounts, from a running agent or read directly.
+
+use super::{datastore, sources};
+use crate::config::ShowArgs;
+use crate::engine::{Engine, Published, Settings};
+use crate::export::{json, table};
+use anyhow::{Context, anyhow};
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// How long to wait for the datastore's first names, and for the agent's answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often `--watch` prints.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Prints the accounts.
+pub fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(print(args));
+    runtime.shutdown_background();
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+async fn print(args: &ShowArgs) -> anyhow::Result<()> {
+    let mut direct = None;
+    loop {
+        let object = match (&direct, args.direct) {
+            (None, false) => match ask(args.agent, args.all).await? {
+                Some(object) => object,
+                None => read(args, &mut direct).await?,
+            },
+            _ => read(args, &mut direct).await?,
+        };
+        let text = if args.json { format!("{object:#}\n") } else { table::render(&object) };
+        let clear = if args.watch && !args.json { "\x1b[2J\x1b[H" } else { "" };
+        match io::stdout().lock().write_all(format!("{clear}{text}").as_bytes()) {
+            // Whoever reads, like `head`, has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            result => result?,
+        }
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH).await;
+    }
+}
+
+/// Asks the running agent. Nothing if none runs.
+async fn ask(agent: SocketAddr, all: bool) -> anyhow::Result<Option<Value>> {
+    let stream = match TcpStream::connect(agent).await {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("asking the agent at {agent} (--agent)")),
+    };
+    let asking = async {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::get(format!("/accounts?all={all}")).header("host", agent.to_string());
+        let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        if !status.is_success() {
+            return Err(anyhow!("it answered {status}: is it another program that listens there?"));
+        }
+        serde_json::from_slice(&body).context("its answer is no JSON: is it another program that listens there?")
+    };
+    let answer = tokio::time::timeout(PATIENCE, asking).await.map_err(|_| anyhow!("it does not answer"));
+    answer.and_then(|answer| answer).map(Some).with_context(|| format!("asking the agent at {agent} (--agent)"))
+}
+
+/// An engine of our own.
+type Direct = Option<crate::engine::Handle>;
+
+async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
+    if direct.is_none() {
+        let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
+        let names = datastore(&args.names)?;
+        let (engine, handle) = Engine::new(settings, sources(&args.sources), names)?;
+        tokio::spawn(engine.run());
+        *direct = Some(handle);
+    }
+    let Some(handle) = direct else { return Err(anyhow!("no engine")) };
+    let published = ready(handle).await;
+    let failing: Vec<_> =
+        published.status.sources.iter().filter(|s| s.state == crate::engine::status::State::Failing).collect();
+    if !failing.is_empty() && failing.len() == published.status.sources.len() {
+        let reasons: Vec<_> = failing.iter().map(|s| format!("{}: {}", s.source.as_str(), s.reason)).collect();
+        return Err(anyhow!("no source can be read: {}", reasons.join("; ")));
+    }
+    Ok(json::render(&published, args.all))
+}
+
+/// A fresh view, with names if there is a datastore that answers.
+async fn ready(handle: &crate::engine::Handle) -> Arc<Published> {
+    let names = async {
+        while handle.latest().status.datastore.name != "none" && !handle.latest().status.datastore.tried {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = tokio::time::timeout(PATIENCE, names).await;
+    handle.fresh(Duration::ZERO).await
+}

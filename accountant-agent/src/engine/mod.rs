@@ -1,0 +1,323 @@
+//! The one event loop: it owns the books, asks the sources, follows the datastore, and publishes what it knows.
+//!
+//! A *tick* asks every source once, and again while another reading tells more; then the books are posted and published.
+//! Ticks come with the poll interval, and when a reader wants something fresher than what is published; readers that
+//! come during a tick share it. A source that hangs delays a tick only for a while.
+
+mod books;
+pub mod sources;
+pub mod status;
+
+use accountant_core::snapshot::Source;
+use accountant_core::view::View;
+use accountant_datastore::Subscription;
+use books::Books;
+use sources::{Make, Report, SourceThread};
+use status::{DatastoreStatus, SourceStatus, Status};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+
+/// How often a source is read within one tick at most.
+const READINGS: u32 = 3;
+/// How long a tick waits for a source.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Interval from which on a tick does not read twice: the next one comes soon enough.
+const SOON_ENOUGH: Duration = Duration::from_secs(1);
+
+/// What the engine publishes.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The accounts.
+    pub view: View,
+    /// How sources and datastore are doing.
+    pub status: Status,
+    /// When the counters were read, on the monotonic clock.
+    pub at: Instant,
+}
+
+/// How the engine runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How often to read.
+    pub poll_interval: Duration,
+    /// How long accounts that nothing posts to are shown.
+    pub grace: Duration,
+}
+
+/// How others talk to the engine.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: mpsc::Sender<oneshot::Sender<()>>,
+    published: watch::Receiver<Arc<Published>>,
+}
+
+impl Handle {
+    /// What is published now.
+    pub fn latest(&self) -> Arc<Published> {
+        self.published.borrow().clone()
+    }
+
+    /// What is published, after a tick if it is older than `max_age`.
+    pub async fn fresh(&self, max_age: Duration) -> Arc<Published> {
+        if self.latest().at.elapsed() > max_age || self.is_first() {
+            let (answer, answered) = oneshot::channel();
+            if self.requests.send(answer).await.is_ok() {
+                let _ = answered.await;
+            }
+        }
+        self.latest()
+    }
+
+    fn is_first(&self) -> bool {
+        self.latest().status.sources.iter().all(|source| source.reads == 0)
+    }
+}
+
+/// A tick that is under way.
+#[derive(Debug)]
+struct Tick {
+    /// Sources that were asked and have not answered.
+    pending: HashSet<Source>,
+    /// How often each was asked.
+    readings: BTreeMap<Source, u32>,
+    /// Whether somebody waits for exact numbers.
+    thorough: bool,
+    started: Instant,
+}
+
+/// The engine.
+pub struct Engine {
+    settings: Settings,
+    threads: BTreeMap<Source, SourceThread>,
+    reports: mpsc::Receiver<Report>,
+    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    publish: watch::Sender<Arc<Published>>,
+    datastore: Option<Subscription>,
+    books: Books,
+    sources: BTreeMap<Source, SourceStatus>,
+    names: DatastoreStatus,
+    /// Sources whose thread is at work.
+    busy: HashSet<Source>,
+    tick: Option<Tick>,
+    waiting: Vec<oneshot::Sender<()>>,
+    started: Instant,
+}
+
+impl Engine {
+    /// Prepares an engine with these sources.
+    pub fn new(
+        settings: Settings,
+        sources: Vec<(Source, Make)>,
+        datastore: Option<(&'static str, Subscription)>,
+    ) -> std::io::Result<(Self, Handle)> {
+        let (reporter, reports) = mpsc::channel(16);
+        let (requests_in, requests) = mpsc::channel(64);
+        let mut threads = BTreeMap::new();
+        let mut statuses = BTreeMap::new();
+        for (source, make) in sources {
+            threads.insert(source, SourceThread::start(source, make, reporter.clone())?);
+            statuses.insert(source, SourceStatus::new(source));
+        }
+        let name = datastore.as_ref().map_or("none", |(name, _)| name);
+        let names = DatastoreStatus { name, ..DatastoreStatus::default() };
+        let status = Status { sources: statuses.values().cloned().collect(), datastore: names.clone() };
+        let first = Published { view: View::default(), status, at: Instant::now() };
+        let (publish, published) = watch::channel(Arc::new(first));
+        let engine = Self {
+            settings,
+            threads,
+            reports,
+            requests,
+            publish,
+            datastore: datastore.map(|(_, subscription)| subscription),
+            books: Books::new(settings.grace),
+            sources: statuses,
+            names,
+            busy: HashSet::new(),
+            tick: None,
+            waiting: Vec::new(),
+            started: Instant::now(),
+        };
+        Ok((engine, Handle { requests: requests_in, published }))
+    }
+
+    /// Runs until every handle is dropped.
+    pub async fn run(mut self) {
+        let mut interval = tokio::time::interval(self.settings.poll_interval);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let deadline = self.tick.as_ref().map(|tick| tick.started + PATIENCE);
+            tokio::select! {
+                Some(report) = self.reports.recv() => self.take(report),
+                request = self.requests.recv() => match request {
+                    Some(request) => {
+                        self.waiting.push(request);
+                        self.begin_tick();
+                    }
+                    None => return,
+                },
+                _ = interval.tick() => self.begin_tick(),
+                () = sleep_until(deadline) => self.give_up_waiting(),
+                news = next_name(&mut self.datastore) => self.take_names(news),
+            }
+        }
+    }
+
+    fn begin_tick(&mut self) {
+        let thorough = !self.waiting.is_empty() || self.settings.poll_interval > SOON_ENOUGH;
+        if let Some(tick) = &mut self.tick {
+            tick.thorough |= thorough;
+            return;
+        }
+        let mut tick = Tick {
+            pending: HashSet::new(),
+            readings: BTreeMap::new(),
+            thorough,
+            started: Instant::now(),
+        };
+        for (&source, thread) in &self.threads {
+            tick.pending.insert(source);
+            tick.readings.insert(source, 1);
+            // A thread that is still at work answers for this tick, too.
+            if self.busy.insert(source) {
+                thread.read(self.books.take_wanted(source));
+            }
+        }
+        self.tick = Some(tick);
+        self.end_tick_if_done();
+    }
+
+    fn take(&mut self, report: Report) {
+        let source = report.source;
+        if report.asked {
+            self.busy.remove(&source);
+        }
+        if let Some(status) = self.sources.get_mut(&source) {
+            status.note(&report.poll, SystemTime::now());
+        }
+        let told = report.poll.map(|poll| self.books.take(&poll)).unwrap_or_default();
+        if let Some(status) = self.sources.get_mut(&source) {
+            status.resets += told.resets;
+        }
+        if !report.asked {
+            return;
+        }
+        if let Some(tick) = &mut self.tick {
+            let readings = tick.readings.entry(source).or_default();
+            if told.unsettled && tick.thorough && *readings < READINGS {
+                *readings += 1;
+                if let Some(thread) = self.threads.get(&source) {
+                    self.busy.insert(source);
+                    thread.read(self.books.take_wanted(source));
+                    return;
+                }
+            }
+            tick.pending.remove(&source);
+        }
+        self.end_tick_if_done();
+    }
+
+    fn give_up_waiting(&mut self) {
+        if let Some(tick) = &mut self.tick {
+            for source in tick.pending.drain() {
+                tracing::warn!(source = source.as_str(), "source does not answer: going on without it");
+            }
+        }
+        self.end_tick_if_done();
+    }
+
+    fn end_tick_if_done(&mut self) {
+        if self.tick.as_ref().is_some_and(|tick| tick.pending.is_empty()) {
+            self.tick = None;
+            self.look_up_addresses();
+            self.books.end_tick(self.started.elapsed());
+            self.publish_now(Instant::now());
+            for waiter in self.waiting.drain(..) {
+                // Whoever gave up waiting needs no answer.
+                let _ = waiter.send(());
+            }
+        }
+    }
+
+    fn publish_now(&mut self, at: Instant) {
+        for (&source, status) in &mut self.sources {
+            let tables = self.books.tables(source);
+            let endpoints = tables.iter().map(|(_, endpoints, _)| endpoints).sum();
+            let second = !tables.is_empty() && tables.iter().all(|(_, _, posts)| !posts);
+            status.found(endpoints, second);
+            status.attribution = self.books.exactness(source);
+        }
+        self.names.objects =
+            self.books.index.objects_by_kind().into_iter().map(|(k, n)| (k.to_string(), n)).collect();
+        let status =
+            Status { sources: self.sources.values().cloned().collect(), datastore: self.names.clone() };
+        let view = self.books.view();
+        self.publish.send_replace(Arc::new(Published { view, status, at }));
+    }
+
+    fn take_names(&mut self, news: Option<accountant_datastore::Update>) {
+        match news {
+            Some(update) => {
+                if update.apply_to(&mut self.books.index) {
+                    self.names.last_event = Some(SystemTime::now());
+                }
+            }
+            None => {
+                let Some(subscription) = &mut self.datastore else { return };
+                let status = subscription.status.borrow_and_update().clone();
+                for error in &status.errors {
+                    if !self.names.reason.contains(error.as_str()) {
+                        tracing::warn!(datastore = self.names.name, %error, "datastore reports a problem");
+                    }
+                }
+                self.names.in_sync = status.in_sync;
+                self.names.reason = status.errors.join("; ");
+            }
+        }
+        self.names.tried = true;
+        let at = self.publish.borrow().at;
+        self.publish_now(at);
+    }
+
+    /// Host endpoints can be known by their addresses.
+    fn look_up_addresses(&mut self) {
+        if !self.books.index.wants_addresses() {
+            return;
+        }
+        let mut addresses: std::collections::HashMap<_, Vec<_>> = std::collections::HashMap::new();
+        for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+            let Some(address) = interface.address else { continue };
+            let ip = address.as_sockaddr_in().map(|a| std::net::IpAddr::V4(a.ip()));
+            let ip = ip.or_else(|| address.as_sockaddr_in6().map(|a| std::net::IpAddr::V6(a.ip())));
+            if let Some(ip) = ip {
+                addresses.entry(interface.interface_name.into()).or_default().push(ip);
+            }
+        }
+        self.books.index.set_addresses(addresses);
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next change of names, or nothing when it is the datastore's status that changed.
+async fn next_name(datastore: &mut Option<Subscription>) -> Option<accountant_datastore::Update> {
+    let Some(subscription) = datastore else { return std::future::pending().await };
+    tokio::select! {
+        update = subscription.updates.recv() => match update {
+            Some(update) => Some(update),
+            None => std::future::pending().await,
+        },
+        changed = subscription.status.changed() => match changed {
+            Ok(()) => None,
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,171 @@
+//! How sources and datastore are doing: what `check`, `/readyz` and the agent's own metrics say.
+
+use accountant_core::snapshot::Source;
+use accountant_dataplane::source::Note;
+use accountant_dataplane::{Poll, SourceError};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+/// The state of a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Not yet asked.
+    #[default]
+    Starting,
+    /// It has chains of Calico's, and they are read.
+    Counting,
+    /// There is nothing of Calico's in it.
+    Absent,
+    /// It could not be read.
+    Failing,
+}
+
+impl State {
+    /// As JSON and tables print it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Counting => "counting",
+            Self::Absent => "absent",
+            Self::Failing => "failing",
+        }
+    }
+}
+
+/// How a source is doing.
+#[derive(Clone, Debug)]
+pub struct SourceStatus {
+    /// Which.
+    pub source: Source,
+    /// Its state.
+    pub state: State,
+    /// Why it is in this state, and what to do.
+    pub reason: String,
+    /// When it was last read.
+    pub last_success: Option<SystemTime>,
+    /// How long that took.
+    pub took: Duration,
+    /// How often it was read.
+    pub reads: u64,
+    /// Counters that were reset.
+    pub resets: u64,
+    /// Packets by how exactly they were charged.
+    pub attribution: BTreeMap<&'static str, u64>,
+    /// Failures by kind.
+    pub errors: BTreeMap<&'static str, u64>,
+    /// Things that happened, by kind.
+    pub notes: BTreeMap<&'static str, u64>,
+}
+
+impl SourceStatus {
+    pub(super) fn new(source: Source) -> Self {
+        Self {
+            source,
+            state: State::Starting,
+            reason: "not yet read".into(),
+            last_success: None,
+            took: Duration::ZERO,
+            reads: 0,
+            resets: 0,
+            attribution: BTreeMap::new(),
+            errors: BTreeMap::new(),
+            notes: BTreeMap::new(),
+        }
+    }
+
+    /// Notes the outcome of a reading; counts failures, also of single tables.
+    pub(super) fn note(&mut self, poll: &Result<Poll, SourceError>, time: SystemTime) {
+        let mut failures: Vec<&SourceError> = Vec::new();
+        match poll {
+            Err(error) => failures.push(error),
+            Ok(poll) => {
+                failures.extend(poll.tables.iter().filter_map(|table| table.snapshot.as_ref().err()));
+                for note in &poll.notes {
+                    self.count_note(*note);
+                }
+                self.took = poll.took;
+                self.reads += 1;
+            }
+        }
+        for error in &failures {
+            *self.errors.entry(error.reason()).or_default() += 1;
+        }
+        match failures.first() {
+            None => self.last_success = Some(time),
+            Some(error) => {
+                let reason = error.to_string();
+                if self.state != State::Failing || self.reason != reason {
+                    tracing::warn!(source = self.source.as_str(), %reason, "source cannot be read");
+                }
+                (self.state, self.reason) = (State::Failing, reason);
+            }
+        }
+        if failures.is_empty() && self.state == State::Failing {
+            tracing::info!(source = self.source.as_str(), "source can be read again");
+            self.state = State::Starting;
+        }
+    }
+
+    fn count_note(&mut self, note: Note) {
+        *self.notes.entry(note.as_str()).or_default() += 1;
+    }
+
+    /// Notes what was found in it, unless it fails.
+    pub(super) fn found(&mut self, endpoints: usize, second: bool) {
+        if self.state == State::Failing || self.last_success.is_none() {
+            return;
+        }
+        (self.state, self.reason) = match (endpoints, second) {
+            (0, _) => (State::Absent, "no chains of Calico's endpoints in it".into()),
+            (_, true) => {
+                let reason = "another backend has Calico's chains too, and is the one that is counted";
+                (State::Counting, reason.into())
+            }
+            (_, false) => (State::Counting, String::new()),
+        };
+    }
+}
+
+/// How the datastore is doing.
+#[derive(Clone, Debug, Default)]
+pub struct DatastoreStatus {
+    /// Its type; `none` if there is none.
+    pub name: &'static str,
+    /// Whether all names were looked up.
+    pub in_sync: bool,
+    /// Whether it was tried at all, with whatever result.
+    pub tried: bool,
+    /// What is wrong, and what to do.
+    pub reason: String,
+    /// When it last told something.
+    pub last_event: Option<SystemTime>,
+    /// Objects by kind.
+    pub objects: BTreeMap<String, usize>,
+}
+
+/// How everything is doing.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// The sources.
+    pub sources: Vec<SourceStatus>,
+    /// The datastore.
+    pub datastore: DatastoreStatus,
+}
+
+impl Status {
+    /// What the agent still waits for before it can be relied on.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for source in &self.sources {
+            if matches!(source.state, State::Starting | State::Failing) {
+                reasons.push(format!("source {}: {}", source.source.as_str(), source.reason));
+            }
+        }
+        if !self.datastore.tried && self.datastore.name != "none" {
+            reasons.push(format!("datastore {}: names were not yet looked up", self.datastore.name));
+        }
+        reasons
+    }
+}

@@ -1,0 +1,210 @@
+//! Prometheus: the published view as text, ours and calico-accountant's metrics.
+//!
+//! Labels are rendered once for as long as the set of accounts stays the same; a scrape then copies text and numbers.
+
+pub mod metrics;
+mod process;
+mod text;
+
+pub use text::Format;
+
+use crate::engine::Published;
+use crate::engine::status::{SourceStatus, State};
+use accountant_core::Counter;
+use accountant_core::view::{Accounts, CompatAccount, CompatFamily, Family};
+use metrics::Metric;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+use text::{Text, render_labels};
+
+/// Renders scrapes.
+#[derive(Debug)]
+pub struct Exporter {
+    /// Whether calico-accountant's metrics are served.
+    compat: bool,
+    /// Below this, all of them are left out.
+    minimum: u64,
+    left_out: AtomicU64,
+    rendered: Mutex<Arc<Rendered>>,
+}
+
+/// The label texts of a set of accounts.
+#[derive(Debug, Default)]
+struct Rendered {
+    accounts: Arc<Accounts>,
+    own: Vec<String>,
+    compat: Vec<String>,
+}
+
+impl Exporter {
+    /// An exporter with or without calico-accountant's metrics.
+    pub fn new(compat: bool, minimum: u64) -> Self {
+        Self { compat, minimum, left_out: AtomicU64::new(0), rendered: Mutex::default() }
+    }
+
+    /// The exposition of what is published.
+    pub fn render(&self, published: &Published, format: Format) -> String {
+        let rendered = self.rendered(&published.view.accounts);
+        let series = 2 * rendered.own.len() + rendered.compat.len();
+        let mut text = Text::new(format, 16 * 1024 + 256 * series);
+        own_families(&mut text, published, &rendered);
+        attribution(&mut text, published);
+        if self.compat {
+            self.compat_families(&mut text, published, &rendered);
+        }
+        source_families(&mut text, &published.status.sources);
+        datastore_families(&mut text, published);
+        text.family(&metrics::BUILD_INFO);
+        text.sample(metrics::BUILD_INFO.name, &render_labels([("version", env!("CARGO_PKG_VERSION"))]), 1);
+        process::families(&mut text);
+        text.finish()
+    }
+
+    fn rendered(&self, accounts: &Arc<Accounts>) -> Arc<Rendered> {
+        let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&rendered.accounts, accounts) {
+            *rendered = Arc::new(Rendered::new(accounts));
+        }
+        rendered.clone()
+    }
+
+    fn compat_families(&self, text: &mut Text, published: &Published, rendered: &Rendered) {
+        let view = &published.view;
+        let counted = || view.accounts.compat.iter().map(|account| view.compat_balance(account).packets);
+        let shown = self.minimum == 0 || counted().any(|packets| packets >= self.minimum);
+        if !shown {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+        for (family, metric) in [
+            (CompatFamily::NoPolicyDrop, &metrics::NO_POLICY_DROP),
+            (CompatFamily::PolicyAccept, &metrics::POLICY_ACCEPT),
+            (CompatFamily::PolicyAcceptDrop, &metrics::POLICY_ACCEPT_DROP),
+        ] {
+            text.family(metric);
+            for (account, labels) in view.accounts.compat.iter().zip(&rendered.compat) {
+                if shown && account.family == family {
+                    text.sample(metric.name, labels, view.compat_balance(account).packets);
+                }
+            }
+        }
+        text.family(&metrics::DROPPED_SCRAPE);
+        text.sample(metrics::DROPPED_SCRAPE.name, "", self.left_out.load(Ordering::Relaxed));
+    }
+}
+
+impl Rendered {
+    fn new(accounts: &Arc<Accounts>) -> Self {
+        let own = accounts.own.iter().map(|a| render_labels(a.labels.iter().map(|(name, value)| (*name, &**value))));
+        Self {
+            own: own.collect(),
+            compat: accounts.compat.iter().map(compat_labels).collect(),
+            accounts: accounts.clone(),
+        }
+    }
+}
+
+fn compat_labels(account: &CompatAccount) -> String {
+    let labels = [
+        ("pod", &*account.pod),
+        ("pod_namespace", &account.pod_namespace),
+        ("app", &account.app),
+        ("ip", &account.ip),
+        ("type", account.chain),
+    ];
+    render_labels(labels.into_iter().chain(account.policy.as_deref().map(|policy| ("policy", policy))))
+}
+
+/// The metrics of a family of accounts: packets and, where there is one, bytes.
+fn family_metrics(family: Family) -> (&'static Metric, Option<&'static Metric>) {
+    match family {
+        Family::Policy => (&metrics::POLICY_PACKETS, Some(&metrics::POLICY_BYTES)),
+        Family::DefaultDeny => (&metrics::DEFAULT_DENY_PACKETS, Some(&metrics::DEFAULT_DENY_BYTES)),
+        Family::Profile => (&metrics::PROFILE_PACKETS, Some(&metrics::PROFILE_BYTES)),
+        Family::EndpointChain => (&metrics::ENDPOINT_CHAIN_PACKETS, Some(&metrics::ENDPOINT_CHAIN_BYTES)),
+        Family::Unattributed => (&metrics::UNATTRIBUTED_PACKETS, None),
+    }
+}
+
+fn own_families(text: &mut Text, published: &Published, rendered: &Rendered) {
+    let view = &published.view;
+    let accounts = || view.accounts.own.iter().zip(&rendered.own);
+    let packets = |counter: Counter| counter.packets;
+    let bytes = |counter: Counter| counter.bytes;
+    for family in Family::ALL {
+        let (packet_metric, byte_metric) = family_metrics(family);
+        let both = [Some((packet_metric, packets as fn(Counter) -> u64)), byte_metric.map(|m| (m, bytes as _))];
+        for (metric, part) in both.into_iter().flatten() {
+            text.family(metric);
+            for (account, labels) in accounts().filter(|(account, _)| account.family == family) {
+                text.sample(metric.name, labels, part(view.balance(account)));
+            }
+        }
+    }
+}
+
+fn attribution(text: &mut Text, published: &Published) {
+    let metric = &metrics::ATTRIBUTION_PACKETS;
+    text.family(metric);
+    for source in &published.status.sources {
+        for (result, packets) in &source.attribution {
+            let labels = render_labels([("source", source.source.as_str()), ("result", result)]);
+            text.sample(metric.name, &labels, *packets);
+        }
+    }
+}
+
+fn source_families(text: &mut Text, sources: &[SourceStatus]) {
+    let mut each = |metric: &Metric, value: &dyn Fn(&SourceStatus) -> Option<f64>| {
+        text.family(metric);
+        for source in sources {
+            if let Some(value) = value(source) {
+                text.sample_f64(metric.name, &render_labels([("source", source.source.as_str())]), value);
+            }
+        }
+    };
+    each(&metrics::SOURCE_UP, &|source| Some(f64::from(u8::from(source.state == State::Counting))));
+    each(&metrics::SOURCE_LAST_SUCCESS, &|source| source.last_success.map(seconds));
+    each(&metrics::SOURCE_POLL_DURATION, &|source| Some(source.took.as_secs_f64()));
+    each(&metrics::SOURCE_READS, &|source| Some(source.reads as f64));
+    each(&metrics::SOURCE_RESETS, &|source| Some(source.resets as f64));
+    by_kind(text, &metrics::SOURCE_ERRORS, "reason", sources, |source| &source.errors);
+    by_kind(text, &metrics::SOURCE_EVENTS, "event", sources, |source| &source.notes);
+}
+
+fn by_kind(
+    text: &mut Text,
+    metric: &Metric,
+    label: &str,
+    sources: &[SourceStatus],
+    counts: fn(&SourceStatus) -> &BTreeMap<&'static str, u64>,
+) {
+    text.family(metric);
+    for source in sources {
+        for (kind, count) in counts(source) {
+            text.sample(metric.name, &render_labels([("source", source.source.as_str()), (label, kind)]), *count);
+        }
+    }
+}
+
+fn datastore_families(text: &mut Text, published: &Published) {
+    let datastore = &published.status.datastore;
+    let kind = render_labels([("kind", datastore.name)]);
+    text.family(&metrics::DATASTORE_IN_SYNC);
+    if datastore.name != "none" {
+        text.sample(metrics::DATASTORE_IN_SYNC.name, &kind, u64::from(datastore.in_sync));
+    }
+    text.family(&metrics::DATASTORE_LAST_EVENT);
+    if let Some(time) = datastore.last_event {
+        text.sample_f64(metrics::DATASTORE_LAST_EVENT.name, &kind, seconds(time));
+    }
+    text.family(&metrics::DATASTORE_OBJECTS);
+    for (kind, count) in &datastore.objects {
+        text.sample(metrics::DATASTORE_OBJECTS.name, &render_labels([("kind", kind.as_str())]), *count as u64);
+    }
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

@@ -1,0 +1,152 @@
+//! The two text formats: Prometheus 0.0.4 and OpenMetrics 1.0.
+//!
+//! They differ, for what is used here, in the metadata of counters (OpenMetrics names the family without `_total`), in the
+//! `# EOF` at the end, and in the escaping of HELP.
+
+use super::metrics::{Kind, Metric};
+use std::fmt::Write;
+
+/// A text format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `text/plain; version=0.0.4`
+    Prometheus,
+    /// `application/openmetrics-text; version=1.0.0`
+    OpenMetrics,
+}
+
+impl Format {
+    /// What to answer to an `Accept` header: OpenMetrics if it is asked for at least as much as plain text.
+    pub fn negotiate(accept: &str) -> Self {
+        let mut best = (0.0, Self::Prometheus);
+        for range in accept.split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let format = match parts.next() {
+                Some("application/openmetrics-text") => Self::OpenMetrics,
+                Some("text/plain" | "text/*" | "*/*") => Self::Prometheus,
+                _ => continue,
+            };
+            let quality = parts.find_map(|p| p.strip_prefix("q=")).map_or(Some(1.0), |q| q.parse().ok());
+            let quality: f32 = quality.unwrap_or(0.0);
+            if quality > best.0 || (quality == best.0 && format == Self::OpenMetrics && quality > 0.0) {
+                best = (quality, format);
+            }
+        }
+        best.1
+    }
+
+    /// The `Content-Type` of the answer.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// An exposition that is being written.
+#[derive(Debug)]
+pub(super) struct Text {
+    out: String,
+    format: Format,
+}
+
+impl Text {
+    pub(super) fn new(format: Format, capacity: usize) -> Self {
+        Self { out: String::with_capacity(capacity), format }
+    }
+
+    /// Opens a family.
+    pub(super) fn family(&mut self, metric: &Metric) {
+        let kind = match (metric.kind, self.format) {
+            (Kind::Counter, _) | (Kind::OldCounter, Format::Prometheus) => "counter",
+            (Kind::Gauge, _) => "gauge",
+            (Kind::OldCounter, Format::OpenMetrics) => "unknown",
+        };
+        self.head(metric.name, kind, metric.help);
+    }
+
+    /// Opens a family that is not in the table.
+    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let name = match (self.format, kind) {
+            (Format::OpenMetrics, "counter") => name.strip_suffix("_total").unwrap_or(name),
+            _ => name,
+        };
+        let mut help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        if self.format == Format::OpenMetrics {
+            help = help.replace('"', "\\\"");
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// A sample whose labels were rendered before.
+    pub(super) fn sample(&mut self, name: &str, labels: &str, value: u64) {
+        self.out.push_str(name);
+        self.out.push_str(labels);
+        self.out.push(' ');
+        self.out.push_str(itoa::Buffer::new().format(value));
+        self.out.push('\n');
+    }
+
+    /// A sample with a value that is not a whole number.
+    pub(super) fn sample_f64(&mut self, name: &str, labels: &str, value: f64) {
+        let _ = writeln!(self.out, "{name}{labels} {value}");
+    }
+
+    pub(super) fn finish(mut self) -> String {
+        if self.format == Format::OpenMetrics {
+            self.out.push_str("# EOF\n");
+        }
+        self.out
+    }
+}
+
+/// Renders labels: `{name="value",...}`, or nothing if there are none.
+pub(super) fn render_labels<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let mut text = String::new();
+    for (name, value) in labels {
+        text.push(if text.is_empty() { '{' } else { ',' });
+        text.push_str(name);
+        text.push_str("=\"");
+        for c in value.chars() {
+            match c {
+                '\\' => text.push_str("\\\\"),
+                '"' => text.push_str("\\\""),
+                '\n' => text.push_str("\\n"),
+                c => text.push(c),
+            }
+        }
+        text.push('"');
+    }
+    if !text.is_empty() {
+        text.push('}');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_that_is_liked_best_is_served() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, want) in [
+            ("", Format::Prometheus),
+            ("*/*", Format::Prometheus),
+            ("text/plain", Format::Prometheus),
+            (prometheus, Format::OpenMetrics),
+            ("application/openmetrics-text;q=0.1,text/plain;q=0.9", Format::Prometheus),
+            ("application/openmetrics-text;q=x", Format::Prometheus),
+        ] {
+            assert_eq!(Format::negotiate(accept), want, "{accept}");
+        }
+    }
+
+    #[test]
+    fn label_values_are_escaped() {
+        assert_eq!(render_labels([("a", "x\"\\\ny"), ("b", "")]), "{a=\"x\\\"\\\\\\ny\",b=\"\"}");
+        assert_eq!(render_labels([]), "");
+    }
+}

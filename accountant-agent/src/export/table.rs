@@ -1,0 +1,105 @@
+//! The accounts as a table for people, made of the same JSON that scripts read.
+
+use serde_json::Value;
+use std::fmt::Write;
+
+const HEADINGS: [&str; 8] = ["WORKLOAD", "DIRECTION", "IP", "TIER", "DECIDED BY", "VERDICT", "PACKETS", "BYTES"];
+/// Columns that hold numbers.
+const NUMBERS: [usize; 2] = [6, 7];
+
+/// Renders the object of [`super::json::render`].
+pub fn render(object: &Value) -> String {
+    let mut rows = vec![HEADINGS.map(str::to_string)];
+    let accounts = object["accounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+    rows.extend(accounts.iter().map(row));
+    let mut text = columns(&rows);
+    if accounts.is_empty() {
+        text.push_str("nothing was counted yet\n");
+    }
+    for source in object["sources"].as_array().into_iter().flatten() {
+        let field = |name: &str| source[name].as_str().unwrap_or_default();
+        if field("state") != "absent" {
+            let reason = Some(field("reason")).filter(|r| !r.is_empty()).map(|r| format!(": {r}")).unwrap_or_default();
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "source {}: {}{reason}", field("name"), field("state"));
+        }
+    }
+    text
+}
+
+fn row(account: &Value) -> [String; 8] {
+    let field = |name: &str| account[name].as_str().unwrap_or_default();
+    let workload = match (field("namespace"), field("pod"), field("endpoint")) {
+        ("", "", endpoint) => endpoint.to_string(),
+        ("", pod, _) => pod.to_string(),
+        (namespace, pod, _) => format!("{namespace}/{pod}"),
+    };
+    let (by, verdict) = match field("family") {
+        "policy" => {
+            let namespace = Some(field("policy_namespace")).filter(|n| !n.is_empty()).map(|n| format!("{n}/"));
+            let name = format!("{}{}", namespace.unwrap_or_default(), field("policy"));
+            (format!("{} {name}", field("policy_kind")).trim().to_string(), field("action"))
+        }
+        "default_deny" if field("reason") == "no_policy" => ("no policy matched".into(), "deny"),
+        "default_deny" => ("no profile matched".into(), "deny"),
+        "profile" => (format!("profile {}", field("profile")), field("action")),
+        "endpoint_chain" => (field("rule").replace('_', " "), field("verdict")),
+        _ => (format!("unattributed: {}", field("cause")), ""),
+    };
+    let number = |name: &str| account[name].as_u64().map(|n| n.to_string()).unwrap_or_default();
+    [
+        workload,
+        field("direction").to_string(),
+        number("ip_version"),
+        field("tier").to_string(),
+        by,
+        verdict.to_string(),
+        number("packets"),
+        number("bytes"),
+    ]
+}
+
+fn columns(rows: &[[String; 8]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 8] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            let _ = if NUMBERS.contains(&column) {
+                write!(line, "{cell:>width$}  ")
+            } else {
+                write!(line, "{cell:<width$}  ")
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn accounts_are_lines() {
+        let object = json!({
+            "accounts": [
+                {"family": "policy", "namespace": "shop", "pod": "web", "direction": "ingress", "ip_version": 4,
+                 "tier": "default", "policy_kind": "NetworkPolicy", "policy_namespace": "shop", "policy": "p",
+                 "action": "deny", "packets": 7, "bytes": 420},
+                {"family": "unattributed", "source": "nftables", "cause": "history", "packets": 1, "bytes": 2},
+            ],
+            "sources": [{"name": "nftables", "state": "counting", "reason": ""}],
+        });
+        let text = render(&object);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
+            "shop/web ingress 4 default NetworkPolicy shop/p deny 7 420");
+        assert!(lines[2].contains("unattributed: history"));
+        assert_eq!(lines[3], "source nftables: counting");
+    }
+}

@@ -1,0 +1,26 @@
+//! Where names come from: one folder for each datastore.
+//!
+//! In goes a datastore's configuration; out come updates of [`accountant_core::index::Index`] over a bounded queue,
+//! and a status beside it. A datastore only reads, and it never touches the index itself: one task owns that.
+//!
+//! ```text
+//! manifests ─┐
+//! (later:    ├─ Resource ── convert ── Update ──> Subscription ──> Index
+//! others)   ─┘             (pure)
+//! ```
+//!
+//! Invariants:
+//! * the first update is a [`Update::Reset`], and applying all updates in their order gives what the datastore says;
+//! * one bad object, file or connection takes no other name away, and is reported with what to do about it;
+//! * a datastore ends when its [`Subscription`] is dropped.
+
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod manifests;
+mod subscription;
+
+pub use subscription::{Datastore, Disconnected, Outlet, Status, Subscription, Update, explain, start};
+
+/// The registry: every datastore, by the name that `--datastore-type` takes.
+pub const NAMES: [&str; 1] = [<manifests::Manifests as Datastore>::NAME];

@@ -1,0 +1,16 @@
+//! Rules as nf_tables tells them.
+#![no_main]
+
+use accountant_core::rule::Chain;
+use accountant_core::calico::endpoint::EndpointChain;
+use accountant_dataplane::nftables::rule::decode;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|payload: &[u8]| {
+    for native in [false, true] {
+        if let Some(message) = decode(payload, native) {
+            let chain = Chain::new("cali-tw-cali1".into(), vec![message.rule.clone(), message.rule]);
+            EndpointChain::read(&chain);
+        }
+    }
+});
