@@ -177,7 +177,8 @@ pub struct CheckArgs {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write a number and a unit, like 500ms or 10s"))
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number and a unit, like 500ms or 10s"))
 }
 
 /// Shorter intervals would read more often than the kernel can be asked.
@@ -231,12 +232,20 @@ impl NameArgs {
 
     /// The name of this node, in calico-node's order.
     pub fn node(&self) -> String {
-        let given = self.node_name.as_deref().map(str::trim).filter(|name| !name.is_empty()).map(str::to_string);
+        let given =
+            self.node_name.as_deref().map(str::trim).filter(|name| !name.is_empty()).map(str::to_string);
         let file = std::env::var("CALICO_NODENAME_FILE").unwrap_or("/var/lib/calico/nodename".into());
         given
             .or_else(|| std::fs::read_to_string(file).ok().filter(|name| !name.is_empty()))
-            .or_else(|| std::env::var("HOSTNAME").ok().map(|name| name.trim().to_lowercase()).filter(|n| !n.is_empty()))
-            .or_else(|| nix::unistd::gethostname().ok()?.into_string().ok().map(|name| name.trim().to_lowercase()))
+            .or_else(|| {
+                std::env::var("HOSTNAME")
+                    .ok()
+                    .map(|name| name.trim().to_lowercase())
+                    .filter(|n| !n.is_empty())
+            })
+            .or_else(|| {
+                nix::unistd::gethostname().ok()?.into_string().ok().map(|name| name.trim().to_lowercase())
+            })
             .unwrap_or_default()
     }
 

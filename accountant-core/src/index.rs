@@ -113,7 +113,9 @@ impl Index {
 
     /// Whether a host endpoint is known by its addresses only.
     pub fn wants_addresses(&self) -> bool {
-        self.objects.values().any(|object| matches!(object, Object::HostEndpoint(h) if h.interface.is_empty()))
+        self.objects
+            .values()
+            .any(|object| matches!(object, Object::HostEndpoint(h) if h.interface.is_empty()))
     }
 
     /// Changes with every change of the index.
@@ -330,7 +332,10 @@ mod tests {
         // Up to 3.28 the chain of `n/default.foo`; from 3.29 on also that of a tier `n` with a policy `default.foo`.
         index.apply(key("foo"), policy("foo"));
         let id = PolicyId::from_kind(PolicyKind::GlobalNetworkPolicy, "", "foo");
-        index.apply(("GlobalNetworkPolicy".into(), "".into(), "foo".into()), Object::Policy(id, "default".into()));
+        index.apply(
+            ("GlobalNetworkPolicy".into(), "".into(), "foo".into()),
+            Object::Policy(id, "default".into()),
+        );
         let chain = ChainName::from("cali-pi-n/default.foo");
         assert_eq!(index.policy(&chain, Generation::A).map(|id| &*id.namespace), Some("n"));
         assert_eq!(index.policy(&chain, Generation::B), None);
@@ -340,7 +345,8 @@ mod tests {
     fn a_workload_is_remembered_until_another_takes_its_interface() {
         let mut index = Index::default();
         let interface = Interface::from("cali1");
-        let workload = |pod: &str| Object::Workload("cali1".into(), Workload { pod: pod.into(), ..Workload::default() });
+        let workload =
+            |pod: &str| Object::Workload("cali1".into(), Workload { pod: pod.into(), ..Workload::default() });
         index.apply(key("a"), workload("a"));
         index.delete(&key("a"));
         assert_eq!(&*index.workload(&interface).unwrap().pod, "a");

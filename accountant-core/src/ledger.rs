@@ -183,7 +183,7 @@ impl Ledger {
         let mut over = Vec::new();
         for account in &mut self.accounts {
             let Some(key) = &account.key else { continue };
-            if in_use.contains(key) || matches!(key, Key::Unattributed(..)) {
+            if is_in_use(key, in_use) {
                 account.unused_since = None;
             } else if now.saturating_sub(*account.unused_since.get_or_insert(now)) >= grace {
                 over.push(key.clone());
@@ -229,6 +229,16 @@ impl Ledger {
     }
 }
 
+/// A group is in use as long as its members are.
+fn is_in_use(key: &Key, in_use: &HashSet<Key>) -> bool {
+    let Key::Account(account) = key else { return true };
+    let What::Group { tier, members, action } = &account.what else { return in_use.contains(key) };
+    members.iter().all(|member| {
+        let what = What::Policy { tier: tier.clone(), policy: member.clone(), action: *action };
+        in_use.contains(&Key::Account(AccountKey { what, ..account.clone() }))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,6 +276,24 @@ mod tests {
         ledger.rename(&key("old"), key("new"));
         assert_eq!(ledger.balance(&key("new")), Some(Counter::new(6, 0)));
         assert_eq!(ledger.balance(&key("old")), None);
+    }
+
+    #[test]
+    fn a_group_is_shown_as_long_as_its_members_are() {
+        let mut ledger = Ledger::default();
+        let Key::Account(account) = key("a") else { panic!() };
+        let of = |what| Key::Account(AccountKey { what, ..account.clone() });
+        let (tier, action) = (TierName::default_tier(), PolicyAction::Deny);
+        let members = ["x", "y"].map(|chain| PolicyRef::Chain(chain.into()));
+        let policy = |policy| of(What::Policy { tier: tier.clone(), policy, action });
+        let group = of(What::Group { tier: tier.clone(), members: members.to_vec(), action });
+        post(&mut ledger, group.clone(), 3);
+        let mut in_use: HashSet<_> = members.map(policy).into();
+        ledger.keep(&in_use, Duration::ZERO, Duration::ZERO);
+        assert!(ledger.balance(&group).is_some());
+        in_use.remove(&policy(PolicyRef::Chain("x".into())));
+        ledger.keep(&in_use, Duration::ZERO, Duration::ZERO);
+        assert!(ledger.balance(&group).is_none());
     }
 
     #[test]

@@ -53,7 +53,9 @@ fn findings(args: &CheckArgs, status: &Status) -> Value {
     let datastore = &status.datastore;
     let configured = match args.names.datastore() {
         Ok(Datastore::None) => "none".to_string(),
-        Ok(Datastore::Unavailable(name)) => format!("{name} (not in this version: counting without names of pods)"),
+        Ok(Datastore::Unavailable(name)) => {
+            format!("{name} (not in this version: counting without names of pods)")
+        }
         Ok(Datastore::Manifests(folder)) => format!("manifests in {}", folder.display()),
         Err(error) => error.to_string(),
     };

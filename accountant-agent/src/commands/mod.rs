@@ -7,12 +7,12 @@ pub mod show;
 use crate::config::{ConfigError, Datastore, NameArgs, SourceArgs};
 use crate::engine::sources::Make;
 use accountant_core::snapshot::Source;
+use accountant_dataplane::RuleSource;
 use accountant_dataplane::iptables_legacy::{self, IptablesLegacy};
 use accountant_dataplane::nftables::Nftables;
-use accountant_dataplane::RuleSource;
+use accountant_datastore::Subscription;
 use accountant_datastore::convert::Settings;
 use accountant_datastore::manifests::Manifests;
-use accountant_datastore::Subscription;
 
 /// The registry of sources.
 pub fn sources(args: &SourceArgs) -> Vec<(Source, Make)> {
@@ -20,7 +20,8 @@ pub fn sources(args: &SourceArgs) -> Vec<(Source, Make)> {
         lock_file: args.xtables_lock_file.clone(),
         lock_patience: args.xtables_lock_wait,
     };
-    let iptables: Make = Box::new(move || Ok(Box::new(IptablesLegacy::new(legacy.clone())) as Box<dyn RuleSource>));
+    let iptables: Make =
+        Box::new(move || Ok(Box::new(IptablesLegacy::new(legacy.clone())) as Box<dyn RuleSource>));
     let nftables: Make = Box::new(|| Ok(Box::new(Nftables::new()?) as Box<dyn RuleSource>));
     vec![(Source::IptablesLegacy, iptables), (Source::Nftables, nftables)]
 }

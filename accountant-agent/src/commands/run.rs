@@ -14,7 +14,10 @@ use tracing_subscriber::EnvFilter;
 /// Runs until it is told to stop.
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     start_log(&args.log)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the event loop")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the event loop")?;
     runtime.block_on(agent(args))?;
     // A source's thread may sit in a system call; nothing it does matters any more.
     runtime.shutdown_background();
@@ -24,7 +27,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 async fn agent(args: RunArgs) -> anyhow::Result<()> {
     let settings = Settings { poll_interval: args.serving.poll_interval, grace: args.serving.grace_period };
     let names = datastore(&args.names)?;
-    let (engine, handle) = Engine::new(settings, sources(&args.sources), names).context("starting the sources")?;
+    let (engine, handle) =
+        Engine::new(settings, sources(&args.sources), names).context("starting the sources")?;
     let exporter = Exporter::new(args.serving.compat_metrics, args.serving.minimum_counter);
     let service = Service { engine: handle, exporter: Arc::new(exporter), max_age: args.serving.max_age };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = args.names.node(), "counting");

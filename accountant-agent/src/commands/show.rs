@@ -71,10 +71,14 @@ async fn ask(agent: SocketAddr, all: bool) -> anyhow::Result<Option<Value>> {
         if !status.is_success() {
             return Err(anyhow!("it answered {status}: is it another program that listens there?"));
         }
-        serde_json::from_slice(&body).context("its answer is no JSON: is it another program that listens there?")
+        serde_json::from_slice(&body)
+            .context("its answer is no JSON: is it another program that listens there?")
     };
     let answer = tokio::time::timeout(PATIENCE, asking).await.map_err(|_| anyhow!("it does not answer"));
-    answer.and_then(|answer| answer).map(Some).with_context(|| format!("asking the agent at {agent} (--agent)"))
+    answer
+        .and_then(|answer| answer)
+        .map(Some)
+        .with_context(|| format!("asking the agent at {agent} (--agent)"))
 }
 
 /// An engine of our own.
@@ -90,10 +94,15 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
     }
     let Some(handle) = direct else { return Err(anyhow!("no engine")) };
     let published = ready(handle).await;
-    let failing: Vec<_> =
-        published.status.sources.iter().filter(|s| s.state == crate::engine::status::State::Failing).collect();
+    let failing: Vec<_> = published
+        .status
+        .sources
+        .iter()
+        .filter(|s| s.state == crate::engine::status::State::Failing)
+        .collect();
     if !failing.is_empty() && failing.len() == published.status.sources.len() {
-        let reasons: Vec<_> = failing.iter().map(|s| format!("{}: {}", s.source.as_str(), s.reason)).collect();
+        let reasons: Vec<_> =
+            failing.iter().map(|s| format!("{}: {}", s.source.as_str(), s.reason)).collect();
         return Err(anyhow!("no source can be read: {}", reasons.join("; ")));
     }
     Ok(json::render(&published, args.all))

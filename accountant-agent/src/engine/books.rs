@@ -11,7 +11,7 @@ use accountant_core::snapshot::{Snapshot, Source, TableId};
 use accountant_core::view::{View, Viewer};
 use accountant_core::{IpVersion, Table};
 use accountant_dataplane::{Poll, Wanted};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 /// How many ticks the posting backend must stand still while another moves before the other takes over.
@@ -131,10 +131,16 @@ impl Books {
             let present = self.posting.get(&place).copied().filter(|id| ids.contains(id));
             let chosen = match present {
                 None => self.most_alive(&ids),
-                Some(present) => ids.iter().copied().find(|&id| self.overtakes(id, present)).unwrap_or(present),
+                Some(present) => {
+                    ids.iter().copied().find(|&id| self.overtakes(id, present)).unwrap_or(present)
+                }
             };
             if self.posting.insert(place, chosen) != Some(chosen) && ids.len() > 1 {
-                tracing::warn!(?place, ?chosen, "several backends hold Calico's chains: counting one of them");
+                tracing::warn!(
+                    ?place,
+                    ?chosen,
+                    "several backends hold Calico's chains: counting one of them"
+                );
             }
         }
     }
@@ -155,12 +161,20 @@ impl Books {
         moved(id) >= moved(present) + STANDS_STILL
     }
 
-    /// Gives accounts the names that are known by now.
-    fn rename(&mut self) {
-        for book in self.tables.values_mut() {
-            for (old, new) in book.attributor.rename(&self.index) {
-                self.ledger.rename(&old, new);
+    /// Gives accounts the names that are known by now; also those that postings are held for.
+    pub(super) fn rename(&mut self) {
+        let renamed = self.tables.values_mut().flat_map(|book| book.attributor.rename(&self.index));
+        let renamed: HashMap<Key, Key> = renamed.collect();
+        if renamed.is_empty() {
+            return;
+        }
+        for posting in self.tables.values_mut().flat_map(|book| &mut book.held) {
+            if let Some(new) = renamed.get(&posting.key) {
+                posting.key = new.clone();
             }
+        }
+        for (old, new) in renamed {
+            self.ledger.rename(&old, new);
         }
     }
 
@@ -201,7 +215,12 @@ impl Book {
         Self { attributor: Attributor::new(id), held: Vec::new(), moved: 0 }
     }
 
-    fn apply(&mut self, snapshot: &Snapshot, index: &Index, tick: u64) -> accountant_core::attribute::Attribution {
+    fn apply(
+        &mut self,
+        snapshot: &Snapshot,
+        index: &Index,
+        tick: u64,
+    ) -> accountant_core::attribute::Attribution {
         let mut attribution = self.attributor.apply(snapshot, index);
         self.held.append(&mut attribution.postings);
         if !self.held.is_empty() {

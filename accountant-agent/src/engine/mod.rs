@@ -34,8 +34,8 @@ pub struct Published {
     pub view: View,
     /// How sources and datastore are doing.
     pub status: Status,
-    /// When the counters were read, on the monotonic clock.
-    pub at: Instant,
+    /// When the counters were read, on the monotonic clock. Nothing before the first tick has ended.
+    pub at: Option<Instant>,
 }
 
 /// How the engine runs.
@@ -62,17 +62,13 @@ impl Handle {
 
     /// What is published, after a tick if it is older than `max_age`.
     pub async fn fresh(&self, max_age: Duration) -> Arc<Published> {
-        if self.latest().at.elapsed() > max_age || self.is_first() {
+        if self.latest().at.is_none_or(|at| at.elapsed() > max_age) {
             let (answer, answered) = oneshot::channel();
             if self.requests.send(answer).await.is_ok() {
                 let _ = answered.await;
             }
         }
         self.latest()
-    }
-
-    fn is_first(&self) -> bool {
-        self.latest().status.sources.iter().all(|source| source.reads == 0)
     }
 }
 
@@ -124,7 +120,7 @@ impl Engine {
         let name = datastore.as_ref().map_or("none", |(name, _)| name);
         let names = DatastoreStatus { name, ..DatastoreStatus::default() };
         let status = Status { sources: statuses.values().cloned().collect(), datastore: names.clone() };
-        let first = Published { view: View::default(), status, at: Instant::now() };
+        let first = Published { view: View::default(), status, at: None };
         let (publish, published) = watch::channel(Arc::new(first));
         let engine = Self {
             settings,
@@ -172,12 +168,8 @@ impl Engine {
             tick.thorough |= thorough;
             return;
         }
-        let mut tick = Tick {
-            pending: HashSet::new(),
-            readings: BTreeMap::new(),
-            thorough,
-            started: Instant::now(),
-        };
+        let mut tick =
+            Tick { pending: HashSet::new(), readings: BTreeMap::new(), thorough, started: Instant::now() };
         for (&source, thread) in &self.threads {
             tick.pending.insert(source);
             tick.readings.insert(source, 1);
@@ -234,7 +226,8 @@ impl Engine {
             self.tick = None;
             self.look_up_addresses();
             self.books.end_tick(self.started.elapsed());
-            self.publish_now(Instant::now());
+            self.tell_sources();
+            self.publish_now(Some(Instant::now()));
             for waiter in self.waiting.drain(..) {
                 // Whoever gave up waiting needs no answer.
                 let _ = waiter.send(());
@@ -242,7 +235,8 @@ impl Engine {
         }
     }
 
-    fn publish_now(&mut self, at: Instant) {
+    /// Notes what was found in each source.
+    fn tell_sources(&mut self) {
         for (&source, status) in &mut self.sources {
             let tables = self.books.tables(source);
             let endpoints = tables.iter().map(|(_, endpoints, _)| endpoints).sum();
@@ -250,6 +244,9 @@ impl Engine {
             status.found(endpoints, second);
             status.attribution = self.books.exactness(source);
         }
+    }
+
+    fn publish_now(&mut self, at: Option<Instant>) {
         self.names.objects =
             self.books.index.objects_by_kind().into_iter().map(|(k, n)| (k.to_string(), n)).collect();
         let status =
@@ -263,6 +260,7 @@ impl Engine {
             Some(update) => {
                 if update.apply_to(&mut self.books.index) {
                     self.names.last_event = Some(SystemTime::now());
+                    self.books.rename();
                 }
             }
             None => {

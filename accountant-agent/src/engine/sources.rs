@@ -33,7 +33,11 @@ pub(super) struct SourceThread {
 
 impl SourceThread {
     /// Starts the thread.
-    pub(super) fn start(source: Source, make: Make, reports: channel::Sender<Report>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        source: Source,
+        make: Make,
+        reports: channel::Sender<Report>,
+    ) -> std::io::Result<Self> {
         let bell = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (commands, told) = mpsc::channel();
         let thread = Loop { source, make, reader: None, told, bell: bell.clone(), reports };

@@ -76,7 +76,8 @@ async fn metrics(State(service): State<Service>, headers: HeaderMap) -> Response
     let published = service.fresh().await;
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::negotiate(accept);
-    ([(header::CONTENT_TYPE, format.content_type())], service.exporter.render(&published, format)).into_response()
+    ([(header::CONTENT_TYPE, format.content_type())], service.exporter.render(&published, format))
+        .into_response()
 }
 
 #[derive(Deserialize)]
@@ -122,7 +123,11 @@ pub async fn serve(address: SocketAddr, service: Service) {
 /// Listens; where the host has no IPv6, the wildcard is that of IPv4.
 async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
-        Err(error) if address.ip().is_unspecified() && address.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse => {
+        Err(error)
+            if address.ip().is_unspecified()
+                && address.is_ipv6()
+                && error.kind() != io::ErrorKind::AddrInUse =>
+        {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
         }
         result => result,

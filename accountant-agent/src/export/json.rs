@@ -15,16 +15,22 @@ pub const VERSION: u64 = 1;
 pub fn render(published: &Published, all: bool) -> Value {
     let view = &published.view;
     let counted = |account: &&ShownAccount| all || !view.balance(account).is_zero();
-    let accounts: Vec<_> = view.accounts.own.iter().filter(counted).map(|account| entry(view, account)).collect();
-    let sources: Vec<_> = published.status.sources.iter().map(|source| {
-        json!({
-            "name": source.source.as_str(),
-            "state": source.state.as_str(),
-            "reason": source.reason,
-            "last_success": source.last_success.and_then(timestamp),
-            "poll_seconds": source.took.as_secs_f64(),
+    let accounts: Vec<_> =
+        view.accounts.own.iter().filter(counted).map(|account| entry(view, account)).collect();
+    let sources: Vec<_> = published
+        .status
+        .sources
+        .iter()
+        .map(|source| {
+            json!({
+                "name": source.source.as_str(),
+                "state": source.state.as_str(),
+                "reason": source.reason,
+                "last_success": source.last_success.and_then(timestamp),
+                "poll_seconds": source.took.as_secs_f64(),
+            })
         })
-    }).collect();
+        .collect();
     let datastore = &published.status.datastore;
     let state = match (datastore.name, datastore.in_sync) {
         ("none", _) => "absent",

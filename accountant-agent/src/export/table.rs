@@ -3,7 +3,8 @@
 use serde_json::Value;
 use std::fmt::Write;
 
-const HEADINGS: [&str; 8] = ["WORKLOAD", "DIRECTION", "IP", "TIER", "DECIDED BY", "VERDICT", "PACKETS", "BYTES"];
+const HEADINGS: [&str; 8] =
+    ["WORKLOAD", "DIRECTION", "IP", "TIER", "DECIDED BY", "VERDICT", "PACKETS", "BYTES"];
 /// Columns that hold numbers.
 const NUMBERS: [usize; 2] = [6, 7];
 
@@ -19,7 +20,8 @@ pub fn render(object: &Value) -> String {
     for source in object["sources"].as_array().into_iter().flatten() {
         let field = |name: &str| source[name].as_str().unwrap_or_default();
         if field("state") != "absent" {
-            let reason = Some(field("reason")).filter(|r| !r.is_empty()).map(|r| format!(": {r}")).unwrap_or_default();
+            let reason =
+                Some(field("reason")).filter(|r| !r.is_empty()).map(|r| format!(": {r}")).unwrap_or_default();
             // Writing to a String cannot fail.
             let _ = writeln!(text, "source {}: {}{reason}", field("name"), field("state"));
         }
@@ -36,7 +38,8 @@ fn row(account: &Value) -> [String; 8] {
     };
     let (by, verdict) = match field("family") {
         "policy" => {
-            let namespace = Some(field("policy_namespace")).filter(|n| !n.is_empty()).map(|n| format!("{n}/"));
+            let namespace =
+                Some(field("policy_namespace")).filter(|n| !n.is_empty()).map(|n| format!("{n}/"));
             let name = format!("{}{}", namespace.unwrap_or_default(), field("policy"));
             (format!("{} {name}", field("policy_kind")).trim().to_string(), field("action"))
         }
@@ -97,8 +100,10 @@ mod tests {
         });
         let text = render(&object);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
-            "shop/web ingress 4 default NetworkPolicy shop/p deny 7 420");
+        assert_eq!(
+            lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
+            "shop/web ingress 4 default NetworkPolicy shop/p deny 7 420"
+        );
         assert!(lines[2].contains("unattributed: history"));
         assert_eq!(lines[3], "source nftables: counting");
     }

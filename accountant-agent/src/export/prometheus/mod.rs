@@ -96,7 +96,10 @@ impl Exporter {
 
 impl Rendered {
     fn new(accounts: &Arc<Accounts>) -> Self {
-        let own = accounts.own.iter().map(|a| render_labels(a.labels.iter().map(|(name, value)| (*name, &**value))));
+        let own = accounts
+            .own
+            .iter()
+            .map(|a| render_labels(a.labels.iter().map(|(name, value)| (*name, &**value))));
         Self {
             own: own.collect(),
             compat: accounts.compat.iter().map(compat_labels).collect(),
@@ -134,7 +137,8 @@ fn own_families(text: &mut Text, published: &Published, rendered: &Rendered) {
     let bytes = |counter: Counter| counter.bytes;
     for family in Family::ALL {
         let (packet_metric, byte_metric) = family_metrics(family);
-        let both = [Some((packet_metric, packets as fn(Counter) -> u64)), byte_metric.map(|m| (m, bytes as _))];
+        let both =
+            [Some((packet_metric, packets as fn(Counter) -> u64)), byte_metric.map(|m| (m, bytes as _))];
         for (metric, part) in both.into_iter().flatten() {
             text.family(metric);
             for (account, labels) in accounts().filter(|(account, _)| account.family == family) {
@@ -183,7 +187,11 @@ fn by_kind(
     text.family(metric);
     for source in sources {
         for (kind, count) in counts(source) {
-            text.sample(metric.name, &render_labels([("source", source.source.as_str()), (label, kind)]), *count);
+            text.sample(
+                metric.name,
+                &render_labels([("source", source.source.as_str()), (label, kind)]),
+                *count,
+            );
         }
     }
 }
@@ -201,7 +209,11 @@ fn datastore_families(text: &mut Text, published: &Published) {
     }
     text.family(&metrics::DATASTORE_OBJECTS);
     for (kind, count) in &datastore.objects {
-        text.sample(metrics::DATASTORE_OBJECTS.name, &render_labels([("kind", kind.as_str())]), *count as u64);
+        text.sample(
+            metrics::DATASTORE_OBJECTS.name,
+            &render_labels([("kind", kind.as_str())]),
+            *count as u64,
+        );
     }
 }
 

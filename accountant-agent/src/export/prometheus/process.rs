@@ -13,7 +13,8 @@ pub(super) fn families(text: &mut Text) {
         let counter = family.get_field_type() == MetricType::COUNTER;
         text.head(family.name(), if counter { "counter" } else { "gauge" }, family.help());
         for metric in family.get_metric() {
-            let value = if counter { metric.get_counter().get_value() } else { metric.get_gauge().get_value() };
+            let value =
+                if counter { metric.get_counter().get_value() } else { metric.get_gauge().get_value() };
             text.sample_f64(family.name(), "", value);
         }
     }

@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn the_format_that_is_liked_best_is_served() {
-        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        let prometheus =
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         for (accept, want) in [
             ("", Format::Prometheus),
             ("*/*", Format::Prometheus),

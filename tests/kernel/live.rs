@@ -1,0 +1,188 @@
+//! Known traffic through real rules of every dialect: every number exact.
+
+mod support;
+
+use accountant_core::calico::PolicyKind::{GlobalNetworkPolicy, KubernetesNetworkPolicy, NetworkPolicy};
+use accountant_lab::Node;
+use accountant_lab::felix::{Backend, Dialect, Version};
+use accountant_lab::policy::{
+    Allow, Deny, Endpoint, Model, Packet, Policy, Profile, Protocol, Rule, Selector, Tier, TierEnd, Truth,
+};
+use accountant_lab::scenario::{NODE_NAME, Scenario, Visit, demo};
+use accountant_lab::traffic;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use support::books::{counted, expected};
+use support::{Agent, show};
+
+fn dialects(backend: Backend, versions: impl Fn(Version) -> bool) -> Vec<Dialect> {
+    let fits = |dialect: &Dialect| dialect.backend() == backend && versions(dialect.version());
+    let dialects: Vec<_> = Dialect::all().into_iter().filter(fits).collect();
+    assert!(!dialects.is_empty());
+    dialects
+}
+
+/// A node with rules, and its manifests in a folder.
+pub struct Lab {
+    pub node: Node,
+    pub manifests: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new(scenario: &Scenario) -> Self {
+        let manifests = tempfile::tempdir().unwrap();
+        scenario.write_manifests(manifests.path()).unwrap();
+        Self { node: scenario.node().unwrap(), manifests }
+    }
+
+    fn arguments(&self) -> [&str; 4] {
+        ["--manifests", self.manifests.path().to_str().unwrap(), "--node-name", NODE_NAME]
+    }
+}
+
+/// Three rounds of everything, compared with the truth after each, by a running agent and by one that comes late.
+fn every_number_is_exact(backend: Backend) {
+    for dialect in dialects(backend, |version| version >= Version::V3_29) {
+        let scenario = demo();
+        let lab = Lab::new(&scenario);
+        let mut felix = lab.node.felix(dialect);
+        felix.apply(&scenario.model).unwrap();
+        let agent = Agent::start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
+        let visit = Visit::new(&lab.node).unwrap();
+        let mut truth = Truth::default();
+        for round in 0..3 {
+            visit.round(&scenario.model, &mut truth).unwrap();
+            let accounts = agent.accounts();
+            assert_eq!(counted(&accounts), expected(&truth), "{dialect:?} round {round}");
+            assert_eq!(bytes_that_do_not_fit(&accounts), Vec::<String>::new(), "{dialect:?}");
+        }
+        let scrape = agent.scrape();
+        assert_eq!(scrape.sum("calico_accountant_unattributed_packets_total", &[]), 0.0);
+        assert_eq!(scrape.sum("calico_accountant_attribution_packets_total", &[("result", "group")]), 0.0);
+        assert_eq!(
+            counted(&show(lab.node.host(), &lab.arguments())),
+            expected(&truth),
+            "{dialect:?}, read late"
+        );
+    }
+}
+
+/// Everything that the demo's new packets are made of is 60 bytes long in IPv4 and 80 in IPv6, but for pings.
+fn bytes_that_do_not_fit(accounts: &Value) -> Vec<String> {
+    let wrong = |account: &&Value| {
+        let (packets, bytes) = (account["packets"].as_u64().unwrap(), account["bytes"].as_u64().unwrap());
+        let length = if account["ip_version"] == 4 { 60 } else { 80 };
+        account["family"] != "endpoint_chain" && bytes < packets * length || packets == 0 && bytes > 0
+    };
+    accounts["accounts"].as_array().unwrap().iter().filter(wrong).map(ToString::to_string).collect()
+}
+
+#[test]
+fn legacy() {
+    every_number_is_exact(Backend::Legacy);
+}
+
+#[test]
+fn iptables_nft() {
+    every_number_is_exact(Backend::IptablesNft);
+}
+
+#[test]
+fn native_nftables() {
+    every_number_is_exact(Backend::Nft);
+}
+
+/// A model without tiers, for versions that have none.
+fn one_tier() -> Scenario {
+    let pod =
+        |name: &str, address: &str| Endpoint::new("n", name, &[address.parse().unwrap()]).label("app", name);
+    let policy = |name: &str| Policy::new(NetworkPolicy, "n", name, Selector::All);
+    let mut model = Model {
+        endpoints: vec![pod("a", "10.65.0.2"), pod("b", "10.65.0.3")],
+        profiles: vec![Profile::namespace("n"), Profile::service_account("n", "default")],
+        ..Model::default()
+    };
+    model.tiers.push(
+        Tier::new("default", TierEnd::Deny)
+            .with(
+                Policy::new(GlobalNetworkPolicy, "", "first", Selector::has("app"))
+                    .ingress([Rule::deny().udp(&[1])]),
+            )
+            .with(policy("both").ingress([Rule::allow().udp(&[2]), Rule::deny().udp(&[3])]))
+            .with(
+                Policy::new(KubernetesNetworkPolicy, "n", "last", Selector::is("app", "b"))
+                    .ingress([Rule::allow().udp(&[4])]),
+            ),
+    );
+    Scenario { name: "one tier".into(), model, real_pods: 2 }
+}
+
+/// UDP of several sizes to several ports; the last port is nobody's.
+fn send_to_b(lab: &Lab, model: &Model, truth: &mut Truth, bytes: &mut BTreeMap<u16, u64>) {
+    let (a, b) = (lab.node.pod("n", "a").unwrap(), lab.node.pod("n", "b").unwrap());
+    let (source, destination) = (a.v4().unwrap(), b.v4().unwrap());
+    for (port, flows, packets, size) in
+        [(1, 3, 2, 10), (2, 5, 1, 100), (3, 1, 7, 1000), (4, 2, 2, 0), (5, 1, 4, 33)]
+    {
+        let sent = traffic::udp(&a.netns, destination, port, flows, packets, size).unwrap();
+        *bytes.entry(port).or_default() += sent * (28 + size as u64);
+        truth.book(model, &Packet { source, destination, protocol: Protocol::Udp, port }, sent);
+    }
+}
+
+#[test]
+fn versions_without_tiers_and_bytes_of_every_size() {
+    for backend in [Backend::Legacy, Backend::IptablesNft] {
+        for dialect in dialects(backend, |version| version < Version::V3_29) {
+            let scenario = one_tier();
+            let lab = Lab::new(&scenario);
+            lab.node.felix(dialect).apply(&scenario.model).unwrap();
+            let agent = Agent::start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
+            let (mut truth, mut bytes) = (Truth::default(), BTreeMap::new());
+            for _ in 0..2 {
+                send_to_b(&lab, &scenario.model, &mut truth, &mut bytes);
+                let accounts = agent.accounts();
+                assert_eq!(counted(&accounts), expected(&truth), "{dialect:?}");
+                let found = |policy: &str, action: &str| {
+                    let mut all = accounts["accounts"].as_array().unwrap().iter();
+                    let of_policy = |a: &&Value| {
+                        a["policy"] == policy
+                            && a["action"] == action
+                            && a["pod"] == "b"
+                            && a["direction"] == "ingress"
+                    };
+                    all.find(of_policy).unwrap()["bytes"].as_u64().unwrap()
+                };
+                let wanted =
+                    [("first", "deny", 1), ("both", "allow", 2), ("both", "deny", 3), ("last", "allow", 4)];
+                for (policy, action, port) in wanted {
+                    assert_eq!(found(policy, action), bytes[&port], "{dialect:?} {policy}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn reject_return_down_and_flow_logs() {
+    for backend in [Backend::Legacy, Backend::IptablesNft, Backend::Nft] {
+        let dialect = Dialect::new(Version::V3_31, backend).unwrap();
+        for variant in 0..4 {
+            let mut scenario = demo();
+            match variant {
+                0 => scenario.model.settings.deny = Deny::Reject,
+                1 => scenario.model.settings.allow = Allow::Return,
+                2 => scenario.model.settings.flow_logs = true,
+                _ => scenario.model.endpoints[2].admin_down = true,
+            }
+            let lab = Lab::new(&scenario);
+            lab.node.felix(dialect).apply(&scenario.model).unwrap();
+            let agent = Agent::start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
+            let visit = Visit::new(&lab.node).unwrap();
+            let mut truth = Truth::default();
+            visit.round(&scenario.model, &mut truth).unwrap();
+            let accounts = agent.accounts();
+            assert_eq!(counted(&accounts), expected(&truth), "{dialect:?} variant {variant}");
+        }
+    }
+}
