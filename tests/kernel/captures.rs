@@ -9,7 +9,7 @@ use accountant_lab::apply::load_capture;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use support::{Agent, Scrape, describe, fixtures, lines, show};
+use support::{Scrape, describe, fixtures, lines, scrape, show, start};
 
 const FAMILIES: [&str; 3] = ["policy", "default_deny", "profile"];
 
@@ -148,11 +148,9 @@ fn metrics_ours_and_the_old_ones() {
     for capture in captures() {
         let namespace = load(&capture);
         let manifests = capture.join("manifests");
-        let agent = Agent::start(
-            &namespace,
-            &["--manifests", manifests.to_str().unwrap(), "--node-name", "worker-1"],
-        );
-        let scrape = agent.scrape();
+        let agent =
+            start(&namespace, &["--manifests", manifests.to_str().unwrap(), "--node-name", "worker-1"]);
+        let scrape = scrape(&agent);
         let mut found = of_scrape(&scrape);
         if capture.ends_with("v3.28.5-iptables-nft") {
             accept_open_group(&mut found);

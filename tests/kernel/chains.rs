@@ -8,7 +8,7 @@ use accountant_lab::apply::load_capture;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use support::{Agent, fixtures, show};
+use support::{fixtures, scrape, show, start};
 
 fn dumps() -> Vec<PathBuf> {
     let mut dumps = Vec::new();
@@ -92,9 +92,9 @@ fn every_generation_with_manifests() {
         let namespace = load(&dump);
         let object = show(&namespace, &["--manifests", manifests.to_str().unwrap(), "--node-name", "node1"]);
         assert_eq!(found(&object), expected(), "{dump:?}");
-        let agent = Agent::start(&namespace, &["--manifests", manifests.to_str().unwrap()]);
-        assert_eq!(found(&agent.accounts()), expected(), "{dump:?}");
-        assert_eq!(agent.scrape().sum("calico_accountant_unattributed_packets_total", &[]), 0.0, "{dump:?}");
+        let agent = start(&namespace, &["--manifests", manifests.to_str().unwrap()]);
+        assert_eq!(found(&agent.accounts().unwrap()), expected(), "{dump:?}");
+        assert_eq!(scrape(&agent).sum("calico_accountant_unattributed_packets_total", &[]), 0.0, "{dump:?}");
     }
 }
 

@@ -4,6 +4,7 @@ mod support;
 
 use accountant_core::calico::PolicyKind::{GlobalNetworkPolicy, KubernetesNetworkPolicy, NetworkPolicy};
 use accountant_lab::Node;
+use accountant_lab::books::{counted, expected};
 use accountant_lab::felix::{Backend, Dialect, Version};
 use accountant_lab::policy::{
     Allow, Deny, Endpoint, Model, Packet, Policy, Profile, Protocol, Rule, Selector, Tier, TierEnd, Truth,
@@ -12,8 +13,7 @@ use accountant_lab::scenario::{NODE_NAME, Scenario, Visit, demo};
 use accountant_lab::traffic;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use support::books::{counted, expected};
-use support::{Agent, show};
+use support::{scrape, show, start};
 
 fn dialects(backend: Backend, versions: impl Fn(Version) -> bool) -> Vec<Dialect> {
     let fits = |dialect: &Dialect| dialect.backend() == backend && versions(dialect.version());
@@ -23,9 +23,9 @@ fn dialects(backend: Backend, versions: impl Fn(Version) -> bool) -> Vec<Dialect
 }
 
 /// A node with rules, and its manifests in a folder.
-pub struct Lab {
-    pub node: Node,
-    pub manifests: tempfile::TempDir,
+struct Lab {
+    node: Node,
+    manifests: tempfile::TempDir,
 }
 
 impl Lab {
@@ -47,16 +47,16 @@ fn every_number_is_exact(backend: Backend) {
         let lab = Lab::new(&scenario);
         let mut felix = lab.node.felix(dialect);
         felix.apply(&scenario.model).unwrap();
-        let agent = Agent::start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
+        let agent = start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
         let visit = Visit::new(&lab.node).unwrap();
         let mut truth = Truth::default();
         for round in 0..3 {
-            visit.round(&scenario.model, &mut truth).unwrap();
-            let accounts = agent.accounts();
+            visit.round(&scenario.model, &mut truth, || drop(agent.accounts())).unwrap();
+            let accounts = agent.accounts().unwrap();
             assert_eq!(counted(&accounts), expected(&truth), "{dialect:?} round {round}");
             assert_eq!(bytes_that_do_not_fit(&accounts), Vec::<String>::new(), "{dialect:?}");
         }
-        let scrape = agent.scrape();
+        let scrape = scrape(&agent);
         assert_eq!(scrape.sum("calico_accountant_unattributed_packets_total", &[]), 0.0);
         assert_eq!(scrape.sum("calico_accountant_attribution_packets_total", &[("result", "group")]), 0.0);
         assert_eq!(
@@ -137,11 +137,11 @@ fn versions_without_tiers_and_bytes_of_every_size() {
             let scenario = one_tier();
             let lab = Lab::new(&scenario);
             lab.node.felix(dialect).apply(&scenario.model).unwrap();
-            let agent = Agent::start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
+            let agent = start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
             let (mut truth, mut bytes) = (Truth::default(), BTreeMap::new());
             for _ in 0..2 {
                 send_to_b(&lab, &scenario.model, &mut truth, &mut bytes);
-                let accounts = agent.accounts();
+                let accounts = agent.accounts().unwrap();
                 assert_eq!(counted(&accounts), expected(&truth), "{dialect:?}");
                 let found = |policy: &str, action: &str| {
                     let mut all = accounts["accounts"].as_array().unwrap().iter();
@@ -177,11 +177,11 @@ fn reject_return_down_and_flow_logs() {
             }
             let lab = Lab::new(&scenario);
             lab.node.felix(dialect).apply(&scenario.model).unwrap();
-            let agent = Agent::start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
+            let agent = start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
             let visit = Visit::new(&lab.node).unwrap();
             let mut truth = Truth::default();
-            visit.round(&scenario.model, &mut truth).unwrap();
-            let accounts = agent.accounts();
+            visit.round(&scenario.model, &mut truth, || drop(agent.accounts())).unwrap();
+            let accounts = agent.accounts().unwrap();
             assert_eq!(counted(&accounts), expected(&truth), "{dialect:?} variant {variant}");
         }
     }

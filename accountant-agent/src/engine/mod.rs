@@ -55,6 +55,13 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// A handle on something that is published once and for all, without an engine.
+    pub fn fixed(published: Published) -> Self {
+        let (requests, _) = mpsc::channel(1);
+        let (_, published) = watch::channel(Arc::new(published));
+        Self { requests, published }
+    }
+
     /// What is published now.
     pub fn latest(&self) -> Arc<Published> {
         self.published.borrow().clone()

@@ -1,5 +1,6 @@
 //! The accounts as a table for people, made of the same JSON that scripts read.
 
+use comfy_table::{CellAlignment, Table};
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -10,10 +11,16 @@ const NUMBERS: [usize; 2] = [6, 7];
 
 /// Renders the object of [`super::json::render`].
 pub fn render(object: &Value) -> String {
-    let mut rows = vec![HEADINGS.map(str::to_string)];
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_header(HEADINGS);
     let accounts = object["accounts"].as_array().map(Vec::as_slice).unwrap_or_default();
-    rows.extend(accounts.iter().map(row));
-    let mut text = columns(&rows);
+    table.add_rows(accounts.iter().map(row));
+    for number in NUMBERS {
+        if let Some(column) = table.column_mut(number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut text = table.trim_fmt() + "\n";
     if accounts.is_empty() {
         text.push_str("nothing was counted yet\n");
     }
@@ -60,26 +67,6 @@ fn row(account: &Value) -> [String; 8] {
         number("packets"),
         number("bytes"),
     ]
-}
-
-fn columns(rows: &[[String; 8]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 8] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let width = widths[column];
-            let _ = if NUMBERS.contains(&column) {
-                write!(line, "{cell:>width$}  ")
-            } else {
-                write!(line, "{cell:<width$}  ")
-            };
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

@@ -398,7 +398,9 @@ impl Feed {
             return Some(Cause::Reset);
         }
         if first == Span::SinceEver || spans.any(|&span| span == Span::SinceEver) {
-            return (difference && !column).then_some(Cause::History);
+            let counted =
+                self.sum(&self.plus, delta) != Amount::ZERO || self.sum(&self.minus, delta) != Amount::ZERO;
+            return (difference && !column && counted).then_some(Cause::History);
         }
         // A shared chain that lost rules lost counts that endpoints know of; an endpoint chain only mixes spans up.
         (delta.lossy && (column || (difference && mixed))).then_some(Cause::Rewrite)

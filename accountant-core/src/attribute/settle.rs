@@ -103,7 +103,8 @@ impl Settler<'_> {
     fn components(&self) -> Vec<Component> {
         let open = |id: EquationId| {
             let equation = &self.store[id];
-            !equation.is_column() && equation.high().any_positive() && !self.store.is_direct(id)
+            let doubtful = equation.broken.is_some() || equation.high().any_positive();
+            !equation.is_column() && doubtful && !self.store.is_direct(id)
         };
         let open_rows: Vec<_> = self.store.equations().map(|(id, _)| id).filter(|&id| open(id)).collect();
         let open_set: HashSet<_> = open_rows.iter().copied().collect();

@@ -31,24 +31,32 @@ pub struct EndpointCounts {
 impl EndpointTraffic {
     /// Loads the programs and attaches them to both directions of an interface.
     pub fn attach(interface: &str) -> Result<Self, SourceError> {
-        let failed = |operation: &'static str, error: String| SourceError::io(operation, interface, std::io::Error::other(error));
+        let failed = |operation: &'static str, error: String| {
+            SourceError::io(operation, interface, std::io::Error::other(error))
+        };
         let mut ebpf = Ebpf::load(ENDPOINT).map_err(|e| failed("loading the programs for", e.to_string()))?;
         // Where there is no tcx (before Linux 6.6) a clsact qdisc is needed; where there is one already, that is fine.
         let _ = tc::qdisc_add_clsact(interface);
-        for (name, direction) in [("to_endpoint", TcAttachType::Egress), ("from_endpoint", TcAttachType::Ingress)] {
+        for (name, direction) in
+            [("to_endpoint", TcAttachType::Egress), ("from_endpoint", TcAttachType::Ingress)]
+        {
             let program = ebpf.program_mut(name).ok_or("it is not in the object".to_string());
             let program = program.map_err(|e| failed("finding a program for", e))?;
-            let program: &mut SchedClassifier =
-                program.try_into().map_err(|e: aya::programs::ProgramError| failed("finding a program for", e.to_string()))?;
+            let program: &mut SchedClassifier = program
+                .try_into()
+                .map_err(|e: aya::programs::ProgramError| failed("finding a program for", e.to_string()))?;
             program.load().map_err(|e| failed("loading a program for", e.to_string()))?;
-            program.attach(interface, direction).map_err(|e| failed("attaching a program to", e.to_string()))?;
+            program
+                .attach(interface, direction)
+                .map_err(|e| failed("attaching a program to", e.to_string()))?;
         }
         Ok(Self { ebpf })
     }
 
     /// What was counted so far, over all CPUs.
     pub fn counts(&self) -> Result<EndpointCounts, SourceError> {
-        let failed = |error: String| SourceError::io("reading", "the map TRAFFIC", std::io::Error::other(error));
+        let failed =
+            |error: String| SourceError::io("reading", "the map TRAFFIC", std::io::Error::other(error));
         let map = self.ebpf.map("TRAFFIC").ok_or_else(|| failed("it is not in the object".into()))?;
         let map: PerCpuArray<_, Traffic> = PerCpuArray::try_from(map).map_err(|e| failed(e.to_string()))?;
         let sum = |index: u32| -> Result<Counter, SourceError> {

@@ -98,7 +98,11 @@ impl MirrorChain {
     }
 
     fn rules(&self) -> Vec<(u64, Rule, bool)> {
-        self.handles.iter().zip(self.chain.rules()).map(|(&handle, rule)| (handle, rule.clone(), false)).collect()
+        self.handles
+            .iter()
+            .zip(self.chain.rules())
+            .map(|(&handle, rule)| (handle, rule.clone(), false))
+            .collect()
     }
 }
 
@@ -320,7 +324,9 @@ impl Change {
 
     /// Puts a rule in its place; gives it back if it stands behind a rule that is not placed yet.
     fn place(&mut self, fresh: Fresh) -> Option<Fresh> {
-        let find = |wanted: u64, rules: &[(u64, Rule, bool)]| rules.iter().position(|(handle, ..)| *handle == wanted);
+        let find = |wanted: u64, rules: &[(u64, Rule, bool)]| {
+            rules.iter().position(|(handle, ..)| *handle == wanted)
+        };
         let index = match (find(fresh.told.handle, &self.rules), fresh.told.position) {
             // It takes the place, and the handle, of the rule that it replaces.
             (Some(replaced), _) => {
@@ -363,9 +369,14 @@ mod tests {
             mirror.hear(&message);
             if message.kind == NEWGEN {
                 let retired = mirror.take_retired();
-                let finals = retired.iter().flat_map(|(_, r)| r.finals.iter().map(|(index, _)| *index)).collect();
-                let actions = |c: &MirrorChain| c.chain.rules().iter().map(|r| format!("{:?}", r.action)).collect();
-                versions.push((mirror.chains().map(|(_, chain)| actions(chain)).next().unwrap_or_default(), finals));
+                let finals =
+                    retired.iter().flat_map(|(_, r)| r.finals.iter().map(|(index, _)| *index)).collect();
+                let actions =
+                    |c: &MirrorChain| c.chain.rules().iter().map(|r| format!("{:?}", r.action)).collect();
+                versions.push((
+                    mirror.chains().map(|(_, chain)| actions(chain)).next().unwrap_or_default(),
+                    finals,
+                ));
             }
         }
         assert!(!mirror.is_stale());
@@ -386,8 +397,11 @@ mod tests {
         let told = |actions: &[&str], finals: &[usize]| {
             (actions.iter().map(ToString::to_string).collect::<Vec<_>>(), finals.to_vec())
         };
-        let wanted =
-            [told(&["Accept", "Drop"], &[]), told(&["Accept", "Return", "Drop"], &[0]), told(&[], &[0, 1, 2])];
+        let wanted = [
+            told(&["Accept", "Drop"], &[]),
+            told(&["Accept", "Return", "Drop"], &[0]),
+            told(&[], &[0, 1, 2]),
+        ];
         assert_eq!(versions(NATIVE), wanted);
     }
 

@@ -1,38 +1,28 @@
 //! The agent under test, in a namespace of its own, and what it says.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses its part")]
 
-pub mod books;
-
-use accountant_lab::Namespace;
+use accountant_lab::{Agent, Namespace};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// How long anything may take before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
-/// `accountant` with these arguments, in the namespace.
-fn accountant(namespace: &Namespace, arguments: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace.name(), env!("CARGO_BIN_EXE_accountant")]).args(arguments);
-    command.env("XTABLES_LOCKFILE", namespace.lock_file());
-    for variable in ["DATASTORE_TYPE", "ACCOUNTANT_MANIFESTS", "NODENAME", "FELIX_INTERFACEPREFIX"] {
-        command.env_remove(variable);
-    }
-    command
+/// The binary under test.
+pub fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_accountant"))
+}
+
+/// Starts `accountant run` and waits until it is ready.
+pub fn start(namespace: &Namespace, arguments: &[&str]) -> Agent {
+    Agent::start(namespace, program(), arguments).unwrap()
 }
 
 /// What a command of ours prints and how it ends.
 pub fn run(namespace: &Namespace, arguments: &[&str]) -> (String, String, i32) {
-    let output = accountant(namespace, arguments).output().unwrap();
+    let output = Agent::run(namespace, program(), arguments).unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr), output.status.code().unwrap_or(-1))
 }
@@ -44,101 +34,11 @@ pub fn show(namespace: &Namespace, arguments: &[&str]) -> Value {
     serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
 }
 
-/// A running agent; killed when dropped.
-pub struct Agent<'a> {
-    namespace: &'a Namespace,
-    child: Child,
-    log: PathBuf,
-}
-
-impl<'a> Agent<'a> {
-    /// Starts it, and waits until it is ready.
-    pub fn start(namespace: &'a Namespace, arguments: &[&str]) -> Self {
-        let agent = Self::spawn(namespace, arguments);
-        let deadline = Instant::now() + PATIENCE;
-        while agent.get("/readyz", "").is_none_or(|(status, _)| status != 200) {
-            assert!(Instant::now() < deadline, "the agent does not get ready: {}", agent.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        agent
-    }
-
-    /// Starts it without waiting.
-    pub fn spawn(namespace: &'a Namespace, arguments: &[&str]) -> Self {
-        let log = std::env::temp_dir().join(format!("{}.log", namespace.name()));
-        let child =
-            accountant(namespace, &[&["run", "--listen-address", "127.0.0.1:9009"], arguments].concat())
-                .stdout(Stdio::null())
-                .stderr(std::fs::File::create(&log).unwrap())
-                .spawn()
-                .unwrap();
-        Self { namespace, child, log }
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Status and body of a request; nothing if it does not listen.
-    pub fn get(&self, path: &str, headers: &str) -> Option<(u16, String)> {
-        let asking = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect("127.0.0.1:9009")?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}\r\n")?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer)?;
-            Ok(String::from_utf8_lossy(&answer).into_owned())
-        };
-        let answer = self.namespace.enter(asking).unwrap().ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        let chunked = head.to_lowercase().contains("transfer-encoding: chunked");
-        Some((status, if chunked { unchunk(body) } else { body.to_string() }))
-    }
-
-    /// All accounts, as JSON, fresh.
-    pub fn accounts(&self) -> Value {
-        let (status, body) =
-            self.get("/accounts?all=true", "").unwrap_or_else(|| panic!("no answer: {}", self.log()));
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).unwrap()
-    }
-
-    /// A scrape, as values by series.
-    pub fn scrape(&self) -> Scrape {
-        let (status, body) = self.get("/metrics", "").unwrap_or_else(|| panic!("no answer: {}", self.log()));
-        assert_eq!(status, 200, "{body}");
-        Scrape::parse(&body)
-    }
-}
-
-impl Drop for Agent<'_> {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("--- log of the agent\n{}", self.log());
-        }
-        let _ = std::fs::remove_file(&self.log);
-    }
-}
-
-fn unchunk(body: &str) -> String {
-    let mut rest = body;
-    let mut whole = String::new();
-    while let Some((size, tail)) = rest.split_once("\r\n") {
-        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
-        if size == 0 || tail.len() < size {
-            break;
-        }
-        whole.push_str(&tail[..size]);
-        rest = tail[size..].trim_start_matches("\r\n");
-    }
-    whole
+/// A scrape, as values by series.
+pub fn scrape(agent: &Agent) -> Scrape {
+    let answer = agent.get("/metrics").unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    Scrape::parse(&answer.body)
 }
 
 /// One series: name and labels.

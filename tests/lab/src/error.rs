@@ -74,6 +74,14 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// The agent does not do its work.
+    #[error("the agent does not {doing}; its log:\n{log}")]
+    Agent {
+        /// What it should have done.
+        doing: &'static str,
+        /// What it wrote.
+        log: String,
+    },
 }
 
 impl Error {

@@ -9,7 +9,8 @@
 //! * [`felix`]: the rules that Felix of a version and backend writes for that model;
 //! * [`apply`]: putting them into the kernel the way Felix does, rewrites included, and loading captured rules;
 //! * [`traffic`]: traffic in known numbers;
-//! * [`scenario`]: ready models, from three pods to a big node.
+//! * [`scenario`]: ready models, from three pods to a big node;
+//! * [`agent`] and [`books`]: the agent in there, and its accounts beside the truth.
 //!
 //! ```no_run
 //! use accountant_lab::felix::{Backend, Dialect, Version};
@@ -21,7 +22,7 @@
 //! let mut felix = node.felix(Dialect::new(Version::V3_31, Backend::Legacy)?);
 //! felix.apply(&scenario.model)?;
 //! let mut truth = Truth::default();
-//! Visit::new(&node)?.round(&scenario.model, &mut truth)?;
+//! Visit::new(&node)?.round(&scenario.model, &mut truth, || ())?;
 //! for (account, packets) in truth.accounts() {
 //!     println!("{account}: {packets}");
 //! }
@@ -34,7 +35,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod apply;
+pub mod books;
 pub mod error;
 pub mod felix;
 pub mod netns;
@@ -44,6 +47,7 @@ pub mod scenario;
 mod tool;
 pub mod traffic;
 
+pub use agent::Agent;
 pub use error::{Error, Result};
 pub use netns::Namespace;
 pub use node::Node;

@@ -27,7 +27,7 @@ fn counters_say_what_was_sent(backend: Backend) {
 
         let visit = Visit::new(&node).unwrap();
         let mut truth = Truth::default();
-        visit.round(&scenario.model, &mut truth).unwrap();
+        visit.round(&scenario.model, &mut truth, || ()).unwrap();
         assert!(truth.accounts().count() > 30, "{truth:?}");
         common::books::check(node.host(), dialect.backend(), &scenario.model, &truth);
         // Established packets are accepted on their way out of the sender: the peer's chain never sees them.
@@ -96,7 +96,7 @@ fn rewrites_break_nothing() {
 
         felix.zero_counters().unwrap();
         let mut truth = Truth::default();
-        visit.round(&scenario.model, &mut truth).unwrap();
+        visit.round(&scenario.model, &mut truth, || ()).unwrap();
         common::books::check(node.host(), backend, &scenario.model, &truth);
     }
 }

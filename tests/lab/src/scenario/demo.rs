@@ -127,8 +127,11 @@ impl<'a> Visit<'a> {
     }
 
     /// Sends one round of everything, and books what this model says must become of it.
-    pub fn round(&self, model: &Model, truth: &mut Truth) -> Result<()> {
-        let books = &mut Books { model, truth };
+    ///
+    /// `between` is called after each kind of traffic. Counters of rules tell who passed what in a tier that ends in
+    /// Pass only as long as they are read before the next endpoint's traffic comes to the same policy.
+    pub fn round(&self, model: &Model, truth: &mut Truth, between: impl FnMut()) -> Result<()> {
+        let books = &mut Books { model, truth, between };
         for version in [0, 1] {
             let [web, db, client] = [WEB, DB, CLIENT].map(|addresses| address(addresses[version]));
             let outside = address(OUTSIDE_ADDRESSES[version]);
@@ -155,7 +158,14 @@ impl<'a> Visit<'a> {
         self.udp(books, address(WEB[0]), address(BAD_DESTINATION), 80, 2)
     }
 
-    fn udp(&self, books: &mut Books<'_>, from: IpAddr, to: IpAddr, port: u16, packets: u32) -> Result<()> {
+    fn udp(
+        &self,
+        books: &mut Books<'_, impl FnMut()>,
+        from: IpAddr,
+        to: IpAddr,
+        port: u16,
+        packets: u32,
+    ) -> Result<()> {
         let sender = self.sender(from);
         let sent = traffic::udp_as(sender, from, SocketAddr::new(to, port), packets, 1)?;
         books.book(from, to, (Protocol::Udp, port), sent);
@@ -163,19 +173,33 @@ impl<'a> Visit<'a> {
     }
 
     /// Three packets a flow; only the first of each is new.
-    fn answered(&self, books: &mut Books<'_>, from: IpAddr, to: IpAddr, port: u16, flows: u32) -> Result<()> {
+    fn answered(
+        &self,
+        books: &mut Books<'_, impl FnMut()>,
+        from: IpAddr,
+        to: IpAddr,
+        port: u16,
+        flows: u32,
+    ) -> Result<()> {
         traffic::udp_answered(self.sender(from), to, port, flows, 3, SOON)?;
         books.book(from, to, (Protocol::Udp, port), flows.into());
         Ok(())
     }
 
-    fn tcp(&self, books: &mut Books<'_>, from: IpAddr, to: IpAddr, port: u16, count: u32) -> Result<()> {
+    fn tcp(
+        &self,
+        books: &mut Books<'_, impl FnMut()>,
+        from: IpAddr,
+        to: IpAddr,
+        port: u16,
+        count: u32,
+    ) -> Result<()> {
         traffic::connect(self.sender(from), to, port, count, 1000)?;
         books.book(from, to, (Protocol::Tcp, port), count.into());
         Ok(())
     }
 
-    fn ping(&self, books: &mut Books<'_>, from: IpAddr, to: IpAddr, count: u32) -> Result<()> {
+    fn ping(&self, books: &mut Books<'_, impl FnMut()>, from: IpAddr, to: IpAddr, count: u32) -> Result<()> {
         traffic::ping(self.sender(from), to, count, SOON)?;
         let protocol = if to.is_ipv4() { Protocol::Icmp(Some(8)) } else { Protocol::Icmpv6(Some(128)) };
         books.book(from, to, (protocol, 0), count.into());
@@ -189,15 +213,17 @@ impl<'a> Visit<'a> {
 }
 
 /// The truth as one model sees it.
-struct Books<'a> {
+struct Books<'a, F> {
     model: &'a Model,
     truth: &'a mut Truth,
+    between: F,
 }
 
-impl Books<'_> {
+impl<F: FnMut()> Books<'_, F> {
     fn book(&mut self, from: IpAddr, to: IpAddr, (protocol, port): (Protocol, u16), packets: u64) {
         let packet = Packet { source: from, destination: to, protocol, port };
         self.truth.book(self.model, &packet, packets);
+        (self.between)();
     }
 }
 

@@ -1,0 +1,133 @@
+//! Measures what the agent costs, beside the least that it could cost and beside the tools that others use.
+//!
+//! Rule sets of three sizes are loaded for each backend into network namespaces of their own, which are removed at the
+//! end, after an error too. What is compared is measured in turns within one run, because machines are noisy; what is
+//! told is the median, with the quartiles beside it. There are no assertions on time: a wish that is not fulfilled is
+//! said to be missed, and the run goes on.
+//!
+//! * [`bare`]: the system calls that a reading needs at least, and nothing else;
+//! * [`polls`]: the sources of `accountant-dataplane` beside those and beside the tools;
+//! * [`scrapes`]: rendering and compressing what is exported;
+//! * [`agent`]: memory and processor time of the real binary.
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod bare;
+mod cost;
+mod machine;
+mod markdown;
+mod polls;
+mod report;
+mod rules;
+mod samples;
+mod scrapes;
+
+use accountant_lab::netns;
+use anyhow::{Context, Result};
+use clap::Parser;
+use report::Report;
+use rules::{BACKENDS, LoadedRules, SIZES, Size};
+use std::path::PathBuf;
+
+/// Measure the packet accountant.
+#[derive(Debug, Parser)]
+#[command(name = "accountant-bench")]
+struct Args {
+    /// Write the measurements to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write machine and measurements to this file as Markdown, for docs/performance.md.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// A short run: the smallest set of rules, few repetitions.
+    #[arg(long)]
+    quick: bool,
+    /// Only measurements whose name contains this, like `iptables-legacy/23500`, `poll`, `scrape` or `agent`; can be
+    /// given several times.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// The agent's binary. Default: the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    /// Repetitions of what takes milliseconds.
+    often: usize,
+    /// Repetitions of what takes up to seconds.
+    seldom: usize,
+    /// Poll intervals over which the agent is watched.
+    intervals: usize,
+}
+
+const FULL: Effort = Effort { often: 101, seldom: 7, intervals: 6 };
+const QUICK: Effort = Effort { often: 21, seldom: 3, intervals: 1 };
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    // What a run that was killed left behind; namespaces of runs that are alive stay.
+    netns::remove_abandoned()?;
+    let mut report = Report::default();
+    println!("{}\n", machine::describe());
+    measure(&args, &mut report)?;
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&report.to_json())?;
+        std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &args.markdown {
+        std::fs::write(path, markdown::render(&report))
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn measure(args: &Args, report: &mut Report) -> Result<()> {
+    let (effort, sizes, series) = if args.quick {
+        (QUICK, &SIZES[..1], &scrapes::SERIES[..2])
+    } else {
+        (FULL, &SIZES[..], &scrapes::SERIES[..])
+    };
+    for series in series.iter().filter(|series| args.wants(&format!("scrape/{series}"))) {
+        scrapes::measure(*series, effort, report)?;
+    }
+    for size in sizes {
+        measure_size(args, *size, effort, report)?;
+    }
+    Ok(())
+}
+
+fn measure_size(args: &Args, size: Size, effort: Effort, report: &mut Report) -> Result<()> {
+    for backend in BACKENDS {
+        let name = format!("{backend}/{}", size.rules);
+        let (polls, agent) = (args.wants(&format!("{name}/poll")), args.wants(&format!("{name}/agent")));
+        if !polls && !agent {
+            continue;
+        }
+        eprintln!("loading {} rules with {backend}", size.rules);
+        let loaded = LoadedRules::load(size, backend)?;
+        report.section(&name, &loaded.to_string());
+        if polls {
+            polls::measure(&loaded, effort, report)?;
+        }
+        if agent {
+            agent::measure(&loaded, &args.agent()?, effort, report)?;
+        }
+    }
+    Ok(())
+}
+
+impl Args {
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+    }
+
+    fn agent(&self) -> Result<PathBuf> {
+        let beside = || Ok(std::env::current_exe()?.with_file_name("accountant"));
+        let path = self.agent.clone().map_or_else(beside, anyhow::Ok)?;
+        path.canonicalize()
+            .with_context(|| format!("there is no {}: `cargo xtask build` makes it", path.display()))
+    }
+}

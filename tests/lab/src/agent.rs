@@ -1,0 +1,145 @@
+//! The agent in a namespace of the lab: started, asked, ended.
+
+use crate::error::{Error, Result};
+use crate::netns::Namespace;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Where the agent listens, in its own namespace.
+pub const ADDRESS: &str = "127.0.0.1:9009";
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Variables that would reach the agent from whoever runs the lab.
+const NOT_INHERITED: [&str; 5] =
+    ["DATASTORE_TYPE", "ACCOUNTANT_MANIFESTS", "NODENAME", "FELIX_INTERFACEPREFIX", "ACCOUNTANT_LOG"];
+
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+/// What the agent answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The value of `Content-Type`.
+    pub content_type: String,
+    /// The body.
+    pub body: String,
+}
+
+/// A running agent; ended when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    namespace: Namespace,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// Starts `accountant run` and waits until it is ready.
+    pub fn start(namespace: &Namespace, program: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(namespace, program, arguments)?;
+        let deadline = Instant::now() + PATIENCE;
+        while !agent.get("/readyz").is_ok_and(|answer| answer.status == 200) {
+            if Instant::now() > deadline || agent.has_ended() {
+                return Err(Error::Agent { doing: "get ready", log: agent.log() });
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(agent)
+    }
+
+    /// Starts `accountant run` without waiting.
+    pub fn spawn(namespace: &Namespace, program: &Path, arguments: &[&str]) -> Result<Self> {
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = std::env::temp_dir().join(format!("{}-{number}.log", namespace.name()));
+        let file = File::create(&log).map_err(Error::file("create", &log))?;
+        let child = command(namespace, program)?
+            .args(["run", "--listen-address", ADDRESS])
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .map_err(Error::file("start", program))?;
+        Ok(Self { namespace: namespace.clone(), child, log })
+    }
+
+    /// Runs another of its commands to the end.
+    pub fn run(namespace: &Namespace, program: &Path, arguments: &[&str]) -> Result<Output> {
+        let output = command(namespace, program)?.args(arguments).output();
+        output.map_err(Error::file("start", program))
+    }
+
+    /// What it wrote to its log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether its process is over.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
+    /// Asks for a path.
+    pub fn get(&self, path: &str) -> Result<Answer> {
+        self.get_with(path, &[])
+    }
+
+    /// Asks for a path, with these headers.
+    pub fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+        let url = format!("http://{ADDRESS}{path}");
+        let ask = || {
+            let config =
+                ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE));
+            let agent = ureq::Agent::new_with_config(config.build());
+            let request =
+                headers.iter().fold(agent.get(&url), |request, (name, value)| request.header(*name, *value));
+            let mut answer = request.call()?;
+            let content_type = answer.headers().get("content-type").and_then(|value| value.to_str().ok());
+            let content_type = content_type.unwrap_or_default().to_string();
+            let body = answer.body_mut().with_config().limit(u64::MAX).read_to_string()?;
+            Ok(Answer { status: answer.status().as_u16(), content_type, body })
+        };
+        self.namespace
+            .enter(ask)?
+            .map_err(|error: ureq::Error| Error::io("ask for", &url)(std::io::Error::other(error)))
+    }
+
+    /// All accounts, as JSON.
+    pub fn accounts(&self) -> Result<Value> {
+        let answer = self.get("/accounts?all=true")?;
+        let accounts = serde_json::from_str(&answer.body);
+        accounts.map_err(|_| Error::Agent { doing: "tell its accounts", log: self.log() })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- log of the agent\n{}", self.log());
+        }
+        let _ = fs::remove_file(&self.log);
+    }
+}
+
+fn command(namespace: &Namespace, program: &Path) -> Result<Command> {
+    let mut command = namespace.command(&program.display().to_string())?;
+    for variable in NOT_INHERITED {
+        command.env_remove(variable);
+    }
+    Ok(command)
+}

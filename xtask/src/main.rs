@@ -1,0 +1,95 @@
+//! Everything a person runs. `cargo xtask --help` lists it.
+//!
+//! Each command installs what it needs and is missing, says what it does, and cleans up behind itself.
+
+#![forbid(unsafe_code)]
+
+mod command;
+mod demo;
+mod fuzz;
+mod setup;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use command::{cargo, say};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, try, test and measure the packet accountant")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing: rust-src, bpf-linker, Debian packages.
+    Setup,
+    /// Build target/release/accountant, programs embedded.
+    Build,
+    /// Make a small Calico node, send known traffic, and show the accounts beside it.
+    Demo(demo::Args),
+    /// Run all tests.
+    Test {
+        /// Arguments for `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measure, and compare with what others need.
+    Bench {
+        /// Arguments for the benchmark; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Formatting and lints, as errors.
+    Lint,
+    /// Fuzz every decoder for a while.
+    Fuzz(fuzz::Args),
+    /// All that CI runs.
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Setup => setup::everything(),
+        Command::Build => build(),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test { arguments } => test(&arguments),
+        Command::Bench { arguments } => bench(&arguments),
+        Command::Lint => lint(),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Ci => {
+            test(&[])?;
+            lint()?;
+            fuzz::run(&fuzz::Args::default())
+        }
+    }
+}
+
+fn build() -> Result<()> {
+    setup::toolchain()?;
+    say("building target/release/accountant");
+    cargo(&["build", "--release", "--package", "accountant-agent", "--bin", "accountant"]).run()
+}
+
+fn test(arguments: &[String]) -> Result<()> {
+    setup::everything()?;
+    say("running all tests");
+    // Tests make namespaces and load rules; what they share, like the number of CPUs, is not for many at once.
+    cargo(&["test", "--workspace", "--all-targets"]).args(arguments).run()?;
+    cargo(&["test", "--workspace", "--doc"]).run()
+}
+
+fn bench(arguments: &[String]) -> Result<()> {
+    setup::everything()?;
+    build()?;
+    cargo(&["run", "--release", "--quiet", "--package", "accountant-bench", "--"]).args(arguments).run()
+}
+
+fn lint() -> Result<()> {
+    setup::toolchain()?;
+    say("checking the format");
+    cargo(&["fmt", "--all", "--check"]).run()?;
+    cargo(&["fmt", "--check"]).within("accountant-ebpf").run()?;
+    say("linting");
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]).run()
+}

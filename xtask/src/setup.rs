@@ -1,0 +1,149 @@
+//! Installing what is missing, and nothing else.
+//!
+//! The toolchain parts go into the target folder; Debian packages with the tools that make rules and namespaces are
+//! installed; those with servers (Prometheus, for promtool) are only unpacked into the target folder, so that no daemon is
+//! started on anybody's machine.
+
+use crate::command::{cargo, exists, program, root, say};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// bpf-linker of this version links what rustc of today makes.
+const BPF_LINKER: &str = "0.13.0";
+/// Tools that tests and the demo need, and the Debian packages that have them.
+const TOOLS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("iptables-legacy-restore", "iptables"),
+    ("nft", "nftables"),
+    ("ipset", "ipset"),
+    ("c++", "g++"),
+];
+/// Packages that are unpacked only: name, and the program that is wanted of it.
+const UNPACKED: [(&str, &str); 1] = [("prometheus", "usr/bin/promtool")];
+
+/// Everything.
+pub(crate) fn everything() -> Result<()> {
+    toolchain()?;
+    packages()?;
+    for (package, wanted) in UNPACKED {
+        unpack(package, wanted)?;
+    }
+    Ok(())
+}
+
+/// rust-src and bpf-linker.
+pub(crate) fn toolchain() -> Result<()> {
+    rust_src()?;
+    bpf_linker()
+}
+
+fn rust_src() -> Result<()> {
+    let sysroot = program("rustc", &["--print", "sysroot"]).output()?;
+    if Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").exists() {
+        return Ok(());
+    }
+    say("installing rust-src, the source of core, which the in-kernel programs are built with");
+    program("rustup", &["component", "add", "rust-src"]).run().context("is Rust installed by rustup?")
+}
+
+/// Installs bpf-linker for the LLVM of this rustc: the linker must read what the compiler writes. LLVM itself is the shared
+/// library that comes with the toolchain.
+fn bpf_linker() -> Result<()> {
+    let tools = root().join("target/tools");
+    let version = program("rustc", &["-vV"]).output()?;
+    let stamp = format!("bpf-linker {BPF_LINKER}\n{version}");
+    let stamp_file = tools.join("bpf-linker.stamp");
+    if tools.join("bin/bpf-linker").exists()
+        && fs::read_to_string(&stamp_file).is_ok_and(|known| known == stamp)
+    {
+        return Ok(());
+    }
+    let llvm = version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))
+        .context("rustc tells no LLVM version")?;
+    let major = llvm.split('.').next().unwrap_or(llvm);
+    say(&format!("installing bpf-linker {BPF_LINKER} for LLVM {major} into target/tools"));
+
+    let sysroot = program("rustc", &["--print", "sysroot"]).output()?;
+    let library = PathBuf::from(sysroot.trim()).join("lib");
+    let prefix = tools.join("llvm");
+    fs::create_dir_all(prefix.join("lib"))?;
+    let link = prefix.join("lib/libLLVM.so");
+    let _ = fs::remove_file(&link);
+    symlink(find_llvm(&library, major)?, link)?;
+
+    cargo(&["install", "bpf-linker", "--version", BPF_LINKER, "--force", "--quiet", "--no-default-features"])
+        .args(&["--features".into(), format!("llvm-{major}"), "--root".into(), tools.display().to_string()])
+        .env("LLVM_PREFIX", &prefix)
+        .env("RUSTFLAGS", format!("-C link-arg=-Wl,-rpath,{}", library.display()))
+        .run()?;
+    fs::write(stamp_file, stamp)?;
+    Ok(())
+}
+
+fn find_llvm(folder: &Path, major: &str) -> Result<PathBuf> {
+    let wanted = format!("libLLVM.so.{major}.");
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&wanted)) {
+            return Ok(path);
+        }
+    }
+    bail!("the toolchain has no {wanted}* in {}: install Rust by rustup", folder.display())
+}
+
+fn packages() -> Result<()> {
+    let missing: Vec<_> =
+        TOOLS.iter().filter(|(tool, _)| !exists(tool)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !exists("apt-get") {
+        bail!("please install what Debian has in these packages: {list}");
+    }
+    say(&format!("installing Debian packages: {list}"));
+    apt_get(&["update", "--quiet=2"])?;
+    let mut arguments = vec!["install", "--yes", "--quiet=2", "--no-install-recommends"];
+    arguments.extend(missing);
+    apt_get(&arguments).with_context(|| format!("as root: apt-get install {list}"))
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    program("apt-get", arguments).env("DEBIAN_FRONTEND", "noninteractive").run()
+}
+
+/// Unpacks a package into target/tools/debian.
+fn unpack(package: &str, wanted: &str) -> Result<()> {
+    let into = root().join("target/tools/debian");
+    if into.join(wanted).exists() {
+        return Ok(());
+    }
+    if !exists("apt-get") {
+        say(&format!("without {wanted}: there is no apt-get to fetch Debian's {package} with"));
+        return Ok(());
+    }
+    say(&format!("unpacking Debian's {package} into target/tools/debian, for {wanted}"));
+    fs::create_dir_all(&into)?;
+    let download =
+        || program("apt-get", &["download", "--quiet=2", package]).within("target/tools/debian").run();
+    if download().is_err() {
+        apt_get(&["update", "--quiet=2"])?;
+        download()?;
+    }
+    for entry in fs::read_dir(&into)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            let file = path.display().to_string();
+            program("dpkg-deb", &["--extract", &file, &into.display().to_string()]).run()?;
+            fs::remove_file(path)?;
+        }
+    }
+    if !into.join(wanted).exists() {
+        bail!("Debian's {package} has no {wanted}");
+    }
+    Ok(())
+}
