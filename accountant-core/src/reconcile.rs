@@ -8,9 +8,9 @@
 //! Invariant: no delta is negative, and nothing is counted twice.
 
 use crate::rule::{Chain, RuleId};
-use crate::snapshot::{Reading, Retired};
+use crate::snapshot::{Reading, Retired, Snapshot};
 use crate::{ChainName, Counter};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,6 +105,44 @@ impl Reconciler {
         *track =
             Track { chain: chain.clone(), last: counters.iter().copied().map(Some).collect(), fell_at: None };
         Some(delta)
+    }
+
+    /// Whether the rule counts on from a value that was read.
+    pub fn holds(&self, chain: &ChainName, rule: RuleId) -> bool {
+        let track = self.chains.get(chain);
+        let index = track.and_then(|track| track.chain.ids().iter().position(|&known| known == rule));
+        track.zip(index).is_some_and(|(track, index)| track.last[index].is_some())
+    }
+
+    /// Whether rules are gone in a snapshot, or chains, that did not hand over their last values.
+    pub fn will_lose(&self, snapshot: &Snapshot) -> bool {
+        let mut handed_over: HashMap<&ChainName, HashSet<RuleId>> = HashMap::new();
+        for retired in &snapshot.retired {
+            let ids = retired.finals.iter().filter_map(|(index, _)| retired.chain.ids().get(*index).copied());
+            handed_over.entry(&retired.chain.name).or_default().extend(ids);
+        }
+        let loses = |name: &ChainName, kept: &[RuleId]| {
+            let Some(track) = self.chains.get(name) else { return false };
+            let handed_over = handed_over.get(name);
+            let mut rules = track.chain.rules().iter().zip(track.chain.ids()).zip(&track.last);
+            rules.any(|((rule, id), last)| {
+                let is_there = handed_over.is_some_and(|ids| ids.contains(id)) || kept.contains(id);
+                rule.counted && last.is_some() && !is_there
+            })
+        };
+        let changed = snapshot.chains.iter().filter(|reading| self.differs(&reading.chain));
+        changed.into_iter().any(|reading| loses(&reading.chain.name, reading.chain.ids()))
+            || snapshot.gone.iter().any(|chain| loses(chain, &[]))
+    }
+
+    /// Whether a snapshot has other rules than before.
+    pub fn will_change(&self, snapshot: &Snapshot) -> bool {
+        !snapshot.gone.is_empty() || snapshot.chains.iter().any(|reading| self.differs(&reading.chain))
+    }
+
+    fn differs(&self, chain: &Arc<Chain>) -> bool {
+        let track = self.chains.get(&chain.name);
+        track.is_none_or(|track| !Arc::ptr_eq(&track.chain, chain) && !track.chain.same_rules(chain))
     }
 
     /// Forgets a chain that is gone.

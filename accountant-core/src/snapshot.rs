@@ -72,6 +72,9 @@ pub struct Snapshot {
     pub gap: bool,
     /// Whether counters may show a moment in which the kernel has them at zero (iptables-legacy without the lock).
     pub may_dip: bool,
+    /// How many packets at most can be between two rules of a chain while its counters are read: none where the kernel
+    /// keeps readers out while a packet passes (iptables-legacy), else one a CPU and context.
+    pub in_flight: u32,
     /// When it was taken, on any monotonic clock.
     pub at: Duration,
 }

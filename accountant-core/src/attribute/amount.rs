@@ -1,5 +1,6 @@
 //! Signed amounts of packets and bytes: what equations are made of before they are believed.
 
+use super::bounds::UNBOUNDED;
 use crate::Counter;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 
@@ -23,6 +24,8 @@ impl Unit {
 
 impl Amount {
     pub(crate) const ZERO: Self = Self { packets: 0, bytes: 0 };
+    /// More than any counter can tell.
+    pub(crate) const UNBOUNDED: Self = Self { packets: UNBOUNDED, bytes: UNBOUNDED };
 
     pub(crate) fn get(self, unit: Unit) -> i128 {
         match unit {
@@ -46,14 +49,30 @@ impl Amount {
         Self { packets: self.packets.max(other.packets), bytes: self.bytes.max(other.bytes) }
     }
 
+    /// Each part, but not less than nothing.
+    pub(crate) fn at_least_zero(self) -> Self {
+        self.max(Self::ZERO)
+    }
+
     /// What is positive of it, as a counter.
     pub(crate) fn positive(self) -> Counter {
         let part = |value: i128| u64::try_from(value.max(0)).unwrap_or(u64::MAX);
         Counter { packets: part(self.packets), bytes: part(self.bytes) }
     }
 
+    /// Whether it tells anything at all.
+    pub(crate) fn is_bounded(self) -> bool {
+        self.packets < UNBOUNDED && self.bytes < UNBOUNDED
+    }
+
     pub(crate) fn any_positive(self) -> bool {
         self.packets > 0 || self.bytes > 0
+    }
+}
+
+impl std::iter::Sum for Amount {
+    fn sum<I: Iterator<Item = Self>>(amounts: I) -> Self {
+        amounts.fold(Self::ZERO, Add::add)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bounds on unknowns from sums that are known.
 //!
-//! A system of equations `low <= sum of some unknowns <= high` over unknowns that are not negative. Every equation
-//! tightens the bounds of its unknowns by those of the others, until nothing moves. The bounds are always true
+//! A system of equations `low <= sum of some unknowns - sum of others <= high` over unknowns that are not negative. Every
+//! equation tightens the bounds of its unknowns by those of the others, until nothing moves. The bounds are always true
 //! (propagation is sound); for two-way tables, which is what endpoints that share a group of policies amount to, they
 //! are also as tight as the numbers allow.
 
@@ -12,11 +12,13 @@ pub(crate) const UNBOUNDED: i128 = 1 << 100;
 /// never truth.
 const ROUNDS: usize = 64;
 
-/// `low <= sum of terms <= high`.
-#[derive(Clone, Debug)]
+/// `low <= sum of plus - sum of minus <= high`.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sum {
-    /// Indices of the unknowns.
-    pub(crate) terms: Vec<usize>,
+    /// Indices of the unknowns that are added.
+    pub(crate) plus: Vec<usize>,
+    /// Indices of the unknowns that are subtracted.
+    pub(crate) minus: Vec<usize>,
     pub(crate) low: i128,
     pub(crate) high: i128,
 }
@@ -26,6 +28,13 @@ pub(crate) struct Sum {
 pub(crate) struct Bounds {
     pub(crate) low: i128,
     pub(crate) high: i128,
+}
+
+impl Bounds {
+    /// Anything from nothing to so much.
+    pub(crate) fn up_to(high: i128) -> Self {
+        Self { low: 0, high: high.clamp(0, UNBOUNDED) }
+    }
 }
 
 /// The equations contradict each other.
@@ -47,18 +56,21 @@ pub(crate) fn tighten(mut unknowns: Vec<Bounds>, sums: &[Sum]) -> Result<Vec<Bou
 }
 
 fn tighten_by(unknowns: &mut [Bounds], sum: &Sum) -> Result<bool, Contradiction> {
-    let low: i128 = sum.terms.iter().map(|&t| unknowns[t].low).sum();
-    let high: i128 = sum.terms.iter().map(|&t| unknowns[t].high).sum();
-    if low > sum.high || high < sum.low {
+    let total = |terms: &[usize], end: fn(&Bounds) -> i128| -> i128 {
+        terms.iter().map(|&term| end(&unknowns[term])).sum()
+    };
+    let least = total(&sum.plus, |b| b.low) - total(&sum.minus, |b| b.high);
+    let most = total(&sum.plus, |b| b.high) - total(&sum.minus, |b| b.low);
+    if least > sum.high || most < sum.low {
         return Err(Contradiction);
     }
+    // How much the sum can still grow or shrink is how far each single unknown can move.
+    let (room_up, room_down) = (sum.high - least, most - sum.low);
     let mut moved = false;
-    for &term in &sum.terms {
+    for (&term, added) in sum.plus.iter().map(|t| (t, true)).chain(sum.minus.iter().map(|t| (t, false))) {
         let old = unknowns[term];
-        let new = Bounds {
-            low: old.low.max(sum.low - (high - old.high)),
-            high: old.high.min(sum.high - (low - old.low)),
-        };
+        let (up, down) = if added { (room_up, room_down) } else { (room_down, room_up) };
+        let new = Bounds { low: old.low.max(old.high - down), high: old.high.min(old.low + up) };
         moved |= new != old;
         unknowns[term] = new;
     }
@@ -71,11 +83,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn free(n: usize) -> Vec<Bounds> {
-        vec![Bounds { low: 0, high: UNBOUNDED }; n]
+        vec![Bounds::up_to(UNBOUNDED); n]
     }
 
-    fn exactly(terms: &[usize], value: i128) -> Sum {
-        Sum { terms: terms.to_vec(), low: value, high: value }
+    fn exactly(plus: &[usize], value: i128) -> Sum {
+        Sum { plus: plus.to_vec(), minus: vec![], low: value, high: value }
     }
 
     fn lows(bounds: &[Bounds]) -> Vec<i128> {
@@ -95,6 +107,15 @@ mod tests {
         let bounds = tighten(free(4), &sums).unwrap();
         assert_eq!(bounds[0], Bounds { low: 0, high: 3 });
         assert_eq!(bounds[2], Bounds { low: 1, high: 4 });
+    }
+
+    #[test]
+    fn what_is_subtracted_counts_the_other_way() {
+        // x0 - x1 = 2 and x1 is between 1 and 3.
+        let difference = Sum { plus: vec![0], minus: vec![1], low: 2, high: 2 };
+        let between = Sum { plus: vec![1], minus: vec![], low: 1, high: 3 };
+        let bounds = tighten(free(2), &[difference, between]).unwrap();
+        assert_eq!(bounds, [Bounds { low: 3, high: 5 }, Bounds { low: 1, high: 3 }]);
     }
 
     #[test]
@@ -118,6 +139,8 @@ mod tests {
                 let value = terms.iter().map(|&t| cells[t]).sum();
                 sums.push(exactly(&terms, value));
             }
+            let difference = cells[0] + cells[5] - cells[7];
+            sums.push(Sum { plus: vec![0, 5], minus: vec![7], low: difference, high: difference });
             let bounds = tighten(free(12), &sums).unwrap();
             for (cell, bounds) in cells.iter().zip(bounds) {
                 prop_assert!(bounds.low <= *cell && *cell <= bounds.high);

@@ -1,22 +1,28 @@
 //! What the rules of one endpoint chain say, as equations: this counter less those counters is the sum of these
 //! outcomes.
 //!
-//! The arithmetic (`J` enters a policy, `R` was accepted by it, `N` enters the next one or the end of the tier):
+//! The arithmetic (`J` enters a policy, `R` was accepted by it, `N` enters the next one or the end of the tier, `W` is
+//! what goes on from the tier):
 //!
 //! ```text
-//! R              = accepted                      by the policy, or the members of the group
-//! J - R - N      = denied + passed               by it, for this endpoint
-//! S - ΣR - E - W = denied                        by all policies of a tier (S enters it, E its drop, W goes on)
-//! W              = passed (+ unmatched, where the tier has no drop)
+//! R         = accepted          by the policy, or the members of the group
+//! J - R - N = denied + passed   by it, for this endpoint
+//! J - R - W = denied by it - passed by those before it    where it is the last one, and the tier shows no `N` for it
+//! S - ΣR - E - W = denied       by all policies of a tier (`S` enters it, `E` is its drop)
+//! W        >= passed            by all policies of a tier
 //! ```
+//!
+//! Every decision is an outcome in exactly one equation of the first three kinds, but for what the last policy of a tier
+//! without an end passes: only its own chain tells that. The other two only help.
 //!
 //! Invariant: the equations hold for what was counted in one span of time, never for values of unknown history; who
 //! uses them feeds them deltas.
 
+use super::equation::Role;
 use crate::ChainName;
 use crate::calico::chain::ChainKind;
 use crate::calico::endpoint::{EndpointChain, Item, RuleIndex, Tier, Verdict};
-use crate::calico::shared::{PolicyAction, PolicyChain};
+use crate::calico::shared::PolicyAction;
 use crate::id::TierName;
 
 /// What can become of a packet in an endpoint chain, and by whom.
@@ -26,10 +32,9 @@ pub(crate) enum Outcome {
     Verdict(Verdict),
     /// Accepted by a chain of failsafe ports.
     Failsafe { chain: ChainName },
-    /// A policy decided. `via` is the chain that the endpoint calls: the policy's own, or its group's.
-    Policy { tier: TierName, via: ChainName, chain: ChainName, action: PolicyAction },
-    /// No policy of the tier decided, and the tier let it go on. Not a verdict.
-    Unmatched { tier: TierName },
+    /// A policy decided. `via` is the chain that the endpoint calls: the policy's own, or its group's. `last` says that
+    /// it denied or passed as the last one of a tier that shows nowhere what no policy decided.
+    Policy { tier: TierName, via: ChainName, chain: ChainName, action: PolicyAction, last: bool },
     /// No policy of the tier decided, and the tier dropped it.
     NoPolicy { tier: TierName },
     /// A profile decided.
@@ -53,14 +58,18 @@ pub(crate) enum Relation {
         tier: TierName,
         via: ChainName,
     },
-    /// Like `Decided`, but what no policy decided is in it too.
-    DecidedOrNot {
+    /// Like `Decided`, where what no policy decided goes on together with what policies passed.
+    LastDenied {
+        tier: TierName,
+        via: ChainName,
+    },
+    /// Like `Decided`, where no counter shows what no policy decided.
+    LastDecided {
         tier: TierName,
         via: ChainName,
     },
     TierDenied(TierName),
     WentOn(TierName),
-    Unmatched(TierName),
     NoPolicy(TierName),
     ProfileAccepted(ChainName),
     ProfileDenied(ChainName),
@@ -72,34 +81,23 @@ pub(crate) enum Relation {
     Member(ChainName),
 }
 
-/// Sum of the `plus` counters, less the `minus` counters, is the sum of the `outcomes`.
+/// The `plus` counters, less the `minus` counters, are the outcomes, less the `minus_outcomes`.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) relation: Relation,
+    pub(crate) role: Role,
     pub(crate) plus: Vec<RuleIndex>,
     pub(crate) minus: Vec<RuleIndex>,
     pub(crate) outcomes: Vec<Outcome>,
-    /// How what stays undetermined in it is accounted for.
-    pub(crate) remainder: Remainder,
-}
-
-/// Each packet is in exactly one equation whose remainder counts; the other equations only help to determine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Remainder {
-    /// It counts.
-    Counts,
-    /// What the other equations of the tier leave of it counts.
-    CountsBeyondOthers,
-    /// It is in other equations too.
-    Ignored,
+    pub(crate) minus_outcomes: Vec<Outcome>,
 }
 
 /// What the program of an endpoint needs to know of the chains that it calls.
 pub(crate) trait SharedChains {
     /// The policies of a group chain in order; `None` if it is not known.
     fn members(&self, group: &ChainName) -> Option<Vec<ChainName>>;
-    /// A policy or profile chain; `None` if it is not known.
-    fn policy(&self, chain: &ChainName) -> Option<&PolicyChain>;
+    /// Whether a policy or profile can decide so.
+    fn can(&self, chain: &ChainName, action: PolicyAction) -> bool;
 }
 
 /// Writes down the equations of an endpoint chain.
@@ -120,14 +118,19 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn write(&mut self, relation: Relation, plus: &[RuleIndex], minus: &[RuleIndex], outcomes: Vec<Outcome>) {
-        let (plus, minus) = (plus.to_vec(), minus.to_vec());
-        self.specs.push(Spec { relation, plus, minus, outcomes, remainder: Remainder::Counts });
+        self.write_as(Role::Counts, relation, plus, minus, outcomes);
     }
 
-    fn helps_only(&mut self) {
-        if let Some(spec) = self.specs.last_mut() {
-            spec.remainder = Remainder::Ignored;
-        }
+    fn write_as(
+        &mut self,
+        role: Role,
+        relation: Relation,
+        plus: &[RuleIndex],
+        minus: &[RuleIndex],
+        outcomes: Vec<Outcome>,
+    ) {
+        let (plus, minus) = (plus.to_vec(), minus.to_vec());
+        self.specs.push(Spec { relation, role, plus, minus, outcomes, minus_outcomes: Vec::new() });
     }
 
     fn verdicts(&mut self, chain: &EndpointChain) {
@@ -155,85 +158,63 @@ impl Writer<'_> {
     fn tier(&mut self, tier: &Tier) {
         let name = &tier.name;
         if let Some(drop) = tier.drop {
-            self.write(
-                Relation::NoPolicy(name.clone()),
-                &[drop],
-                &[],
-                vec![Outcome::NoPolicy { tier: name.clone() }],
-            );
+            let outcome = Outcome::NoPolicy { tier: name.clone() };
+            self.write(Relation::NoPolicy(name.clone()), &[drop], &[], vec![outcome]);
         }
-        let Some(first) = tier.items.first() else { return };
+        let (mut denied, mut passed) = (Vec::new(), Vec::new());
         for (k, item) in tier.items.iter().enumerate() {
             let next = tier.items.get(k + 1).map(|next| next.jump).or(tier.unmatched);
-            self.item(name, item, next);
+            let last = next.is_none();
+            let by = |action| self.by(name, item, action, last && action != PolicyAction::Allow);
+            let [accepted, item_denied, item_passed] = PolicyAction::ALL.map(by);
+            let names = || (name.clone(), item.target.clone());
+            let mut minus: Vec<_> = item.accepted.into_iter().collect();
+            if item.accepted.is_some() {
+                let (tier, via) = names();
+                self.write(Relation::Accepted { tier, via }, &minus, &[], accepted);
+            }
+            let (tier_name, via) = names();
+            if let Some(next) = next {
+                minus.push(next);
+                let decided = [&item_denied[..], &item_passed].concat();
+                self.write(Relation::Decided { tier: tier_name, via }, &[item.jump], &minus, decided);
+            } else if let Some(next) = tier.next {
+                minus.push(next);
+                let relation = Relation::LastDenied { tier: tier_name, via };
+                self.write(relation, &[item.jump], &minus, item_denied.clone());
+                if let Some(spec) = self.specs.last_mut() {
+                    spec.minus_outcomes.clone_from(&passed);
+                }
+            } else {
+                // Nothing stands behind the policies that are before NAT or untracked.
+                let relation = Relation::LastDecided { tier: tier_name, via };
+                let decided = [&item_denied[..], &item_passed].concat();
+                self.write_as(Role::AtMost, relation, &[item.jump], &minus, decided);
+            }
+            denied.extend(item_denied);
+            passed.extend(item_passed);
         }
-
-        let passed: Vec<_> =
-            tier.items.iter().flat_map(|item| self.by(name, item, PolicyAction::Pass)).collect();
-        if let Some(next) = tier.next {
+        if let (Some(first), Some(next)) = (tier.items.first(), tier.next) {
             let mut minus: Vec<_> = tier.items.iter().filter_map(|item| item.accepted).collect();
             minus.extend(tier.drop);
             minus.push(next);
-            let denied = tier.items.iter().flat_map(|item| self.by(name, item, PolicyAction::Deny)).collect();
-            self.write(Relation::TierDenied(name.clone()), &[first.jump], &minus, denied);
-            if tier.unmatched.is_some() {
-                self.helps_only();
-            } else if let Some(spec) = self.specs.last_mut() {
-                spec.remainder = Remainder::CountsBeyondOthers;
-            }
-            let unmatched = tier.drop.is_none().then(|| Outcome::Unmatched { tier: name.clone() });
-            let went_on = passed.into_iter().chain(unmatched).collect();
-            self.write(Relation::WentOn(name.clone()), &[next], &[], went_on);
-            self.helps_only();
-        }
-        if let (Some(unmatched), None) = (tier.unmatched, tier.drop) {
-            let outcome = Outcome::Unmatched { tier: name.clone() };
-            self.write(Relation::Unmatched(name.clone()), &[unmatched], &[], vec![outcome]);
-            self.helps_only();
-        }
-    }
-
-    fn item(&mut self, tier: &TierName, item: &Item, next: Option<RuleIndex>) {
-        let names = || (tier.clone(), item.target.clone());
-        let mut minus = Vec::new();
-        if let Some(accepted) = item.accepted {
-            minus.push(accepted);
-            let (tier_name, via) = names();
-            let outcomes = self.by(tier, item, PolicyAction::Allow);
-            self.write(Relation::Accepted { tier: tier_name, via }, &[accepted], &[], outcomes);
-        }
-        let mut outcomes = self.by(tier, item, PolicyAction::Deny);
-        outcomes.extend(self.by(tier, item, PolicyAction::Pass));
-        let (tier_name, via) = names();
-        match next {
-            Some(next) => {
-                minus.push(next);
-                self.write(Relation::Decided { tier: tier_name, via }, &[item.jump], &minus, outcomes);
-            }
-            None => {
-                outcomes.push(Outcome::Unmatched { tier: tier_name.clone() });
-                self.write(Relation::DecidedOrNot { tier: tier_name, via }, &[item.jump], &minus, outcomes);
-                self.helps_only();
-            }
+            self.write_as(Role::Helps, Relation::TierDenied(name.clone()), &[first.jump], &minus, denied);
+            self.write_as(Role::AtMost, Relation::WentOn(name.clone()), &[next], &[], passed);
         }
     }
 
     /// The outcomes "decided so by" each policy behind an item that can decide so at all.
-    fn by(&self, tier: &TierName, item: &Item, action: PolicyAction) -> Vec<Outcome> {
+    fn by(&self, tier: &TierName, item: &Item, action: PolicyAction, last: bool) -> Vec<Outcome> {
         let chains = match ChainKind::of(&item.target) {
             ChainKind::Group(_) => {
                 self.shared.members(&item.target).unwrap_or_else(|| vec![item.target.clone()])
             }
             _ => vec![item.target.clone()],
         };
-        let able = chains.into_iter().filter(|chain| self.can(chain, action));
-        let outcome = |chain| Outcome::Policy { tier: tier.clone(), via: item.target.clone(), chain, action };
+        let able = chains.into_iter().filter(|chain| self.shared.can(chain, action));
+        let outcome =
+            |chain| Outcome::Policy { tier: tier.clone(), via: item.target.clone(), chain, action, last };
         able.map(outcome).collect()
-    }
-
-    /// A chain that is not known might do anything.
-    fn can(&self, chain: &ChainName, action: PolicyAction) -> bool {
-        self.shared.policy(chain).is_none_or(|policy| policy.can(action))
     }
 
     fn profiles(&mut self, chain: &EndpointChain) {
@@ -246,7 +227,7 @@ impl Writer<'_> {
             let Some(next) = chain.profiles.get(k + 1).map(|next| next.jump).or(chain.no_profile) else {
                 continue;
             };
-            let denied = if self.can(profile, PolicyAction::Deny) {
+            let denied = if self.shared.can(profile, PolicyAction::Deny) {
                 vec![outcome(PolicyAction::Deny)]
             } else {
                 vec![]

@@ -4,9 +4,10 @@
 //! feed them.
 
 use super::amount::Amount;
-use super::program::{Outcome, Relation, Remainder};
+use super::equation::Equation;
+use super::program::{Outcome, Relation};
 use crate::ChainName;
-use crate::ledger::{Cause, Key};
+use crate::ledger::Key;
 use slab::Slab;
 use std::collections::HashMap;
 
@@ -18,123 +19,21 @@ pub(crate) struct EquationId(pub(crate) usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct UnknownId(pub(crate) usize);
 
-/// Sums of added and of subtracted counters since the agent first saw them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sides {
-    pub(crate) plus: Amount,
-    pub(crate) minus: Amount,
-}
-
-/// Why an equation is only an upper bound: its counters tell of different spans of time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Break {
-    pub(crate) cause: Cause,
-    /// What was known to be in it before, in excess of what is settled.
-    pub(crate) trusted: Amount,
-}
-
-/// A sum of counters that must equal a sum of unknowns.
-///
-/// `last` and `now` are the two latest readings. What was counted up to a moment between them lies between the two;
-/// where they agree it is known.
-#[derive(Clone, Debug)]
-pub(crate) struct Equation {
-    pub(crate) chain: ChainName,
-    pub(crate) relation: Relation,
-    pub(crate) terms: Vec<UnknownId>,
-    pub(crate) remainder: Remainder,
-    /// Whether counters are subtracted.
-    pub(crate) difference: bool,
-    pub(crate) now: Sides,
-    pub(crate) last: Sides,
-    /// How much of it is accounted for.
-    pub(crate) settled: Amount,
-    /// Whether rules still feed it.
-    pub(crate) fed: bool,
-    /// The snapshot that brought the latest reading.
-    pub(crate) read_in: u64,
-    /// The snapshot in which it last moved.
-    pub(crate) moved_in: u64,
-    /// Set while it is only an upper bound.
-    pub(crate) broken: Option<Break>,
-    /// Whether it is only an upper bound because an unknown part of it was accounted for.
-    pub(crate) loose: bool,
-    /// How many snapshots it has waited to be settled.
-    pub(crate) waited: u32,
-    /// The terms that the present rules give it; `terms` can have more until it is settled.
-    pub(crate) present: Vec<UnknownId>,
-}
-
-impl Equation {
-    /// Whether it belongs to a shared chain.
-    pub(crate) fn is_column(&self) -> bool {
-        matches!(self.relation, Relation::Shared(_) | Relation::Member(_))
-    }
-
-    /// The least that is in it and not settled, at a moment between the last two readings.
-    ///
-    /// Rules of one chain are read in the order in which packets meet them, so a difference comes out too small by what
-    /// passed meanwhile, and too large only by packets that were between two rules at that very moment: what both
-    /// readings say is not one of those.
-    pub(crate) fn low(&self) -> Amount {
-        let value = |sides: Sides| sides.plus - sides.minus - self.settled;
-        match self.broken {
-            Some(broken) => broken.trusted,
-            None if self.loose => Amount::ZERO,
-            None => value(self.last).min(value(self.now)).max(Amount::ZERO),
-        }
-    }
-
-    /// The most that can be in it and is not settled, at a moment between the last two readings.
-    pub(crate) fn high(&self) -> Amount {
-        (self.now.plus - self.last.minus - self.settled).max(Amount::ZERO)
-    }
-
-    /// What is in it and not settled, where nothing moves.
-    pub(crate) fn exact(&self) -> Amount {
-        (self.now.plus - self.now.minus - self.settled).max(Amount::ZERO)
-    }
-
-    /// Whether the latest snapshot read it and found it unmoved, or nothing moves it any more.
-    pub(crate) fn is_quiet(&self, snapshot: u64) -> bool {
-        !self.fed || (self.read_in == snapshot && self.moved_in != snapshot)
-    }
-
-    /// Starts a new reading, once a snapshot.
-    pub(crate) fn begin_reading(&mut self, snapshot: u64) {
-        if self.read_in != snapshot {
-            self.read_in = snapshot;
-            self.last = self.now;
-        }
-    }
-
-    /// Notes that its counters tell of different spans of time.
-    pub(crate) fn break_off(&mut self, cause: Cause) {
-        if self.broken.is_none() {
-            let known = self.last.plus - self.last.minus - self.settled;
-            let trusted = if self.loose { Amount::ZERO } else { known.max(Amount::ZERO) };
-            self.broken = Some(Break { cause, trusted });
-        }
-    }
-
-    /// Its rules are gone: what it holds now is all there will be.
-    pub(crate) fn orphan(&mut self) {
-        self.fed = false;
-        self.last = self.now;
-    }
-}
-
 /// Something that packets can have become.
 #[derive(Clone, Debug)]
 pub(crate) struct Unknown {
     pub(crate) chain: ChainName,
     pub(crate) outcome: Outcome,
-    /// Where it is posted to; nowhere if it is not a verdict.
+    /// Where it is posted to.
     pub(crate) key: Option<Key>,
     /// Equations of its endpoint that it is in.
     pub(crate) rows: Vec<EquationId>,
+    /// Equations of its endpoint that subtract it.
+    pub(crate) minus_rows: Vec<EquationId>,
     /// Equations of shared chains that it is in.
     pub(crate) columns: Vec<EquationId>,
+    /// Whether it is only possible because not every version of its policy was seen.
+    pub(crate) guessed: bool,
     /// What was posted of it since its equations were last settled.
     pub(crate) posted: Amount,
 }
@@ -152,25 +51,10 @@ impl Store {
     /// The equation of this identity, made when it is not there.
     pub(crate) fn equation(&mut self, chain: &ChainName, relation: &Relation) -> EquationId {
         let equations = &mut self.equations;
-        *self.equation_ids.entry((chain.clone(), relation.clone())).or_insert_with(|| {
-            EquationId(equations.insert(Equation {
-                chain: chain.clone(),
-                relation: relation.clone(),
-                terms: Vec::new(),
-                remainder: Remainder::Ignored,
-                difference: false,
-                now: Sides::default(),
-                last: Sides::default(),
-                settled: Amount::ZERO,
-                fed: true,
-                read_in: 0,
-                moved_in: 0,
-                broken: None,
-                loose: false,
-                waited: 0,
-                present: Vec::new(),
-            }))
-        })
+        *self
+            .equation_ids
+            .entry((chain.clone(), relation.clone()))
+            .or_insert_with(|| EquationId(equations.insert(Equation::new(chain.clone(), relation.clone()))))
     }
 
     /// The unknown of this identity, made when it is not there.
@@ -182,7 +66,9 @@ impl Store {
                 outcome: outcome.clone(),
                 key: None,
                 rows: Vec::new(),
+                minus_rows: Vec::new(),
                 columns: Vec::new(),
+                guessed: true,
                 posted: Amount::ZERO,
             }))
         })
@@ -193,18 +79,29 @@ impl Store {
         self.equations.iter().map(|(id, equation)| (EquationId(id), equation))
     }
 
+    /// All equations, to be changed.
+    pub(crate) fn equations_mut(&mut self) -> impl Iterator<Item = &mut Equation> {
+        self.equations.iter_mut().map(|(_, equation)| equation)
+    }
+
     /// All unknowns.
     pub(crate) fn unknowns(&self) -> impl Iterator<Item = (UnknownId, &Unknown)> {
         self.unknowns.iter().map(|(id, unknown)| (UnknownId(id), unknown))
     }
 
-    /// Whether the counter of this equation is the answer to its only term, and nothing else tells of that term.
+    /// Whether the present rules can make an unknown grow.
+    pub(crate) fn is_present(&self, id: UnknownId, unknown: &Unknown) -> bool {
+        unknown.rows.iter().any(|&row| self[row].present.contains(&id))
+    }
+
+    /// Whether the counter of this equation is the answer to its only term.
     pub(crate) fn is_direct(&self, row: EquationId) -> bool {
         let equation = &self[row];
-        match equation.terms[..] {
-            [term] => !equation.difference && self[term].rows.len() == 1,
-            _ => false,
-        }
+        equation.role == super::equation::Role::Counts
+            && !equation.is_difference
+            && equation.terms.len() == 1
+            && equation.doubt.is_none()
+            && equation.missing.is_none()
     }
 
     /// Makes an unknown of an endpoint a term of one of its equations.
@@ -212,6 +109,14 @@ impl Store {
         if !self[row].terms.contains(&unknown) {
             self[row].terms.push(unknown);
             self[unknown].rows.push(row);
+        }
+    }
+
+    /// Makes an unknown of an endpoint a term that one of its equations subtracts.
+    pub(crate) fn link_minus(&mut self, row: EquationId, unknown: UnknownId) {
+        if !self[row].minus_terms.contains(&unknown) {
+            self[row].minus_terms.push(unknown);
+            self[unknown].minus_rows.push(row);
         }
     }
 
@@ -226,13 +131,17 @@ impl Store {
     /// Takes out the terms that the present rules no longer give an endpoint's equation.
     pub(crate) fn drop_old_terms(&mut self, row: EquationId) {
         let equation = &mut self[row];
-        let present = &equation.present;
+        let present = std::mem::take(&mut equation.present);
         let old: Vec<_> = equation.terms.extract_if(.., |term| !present.contains(term)).collect();
+        let old_minus: Vec<_> = equation.minus_terms.extract_if(.., |term| !present.contains(term)).collect();
+        equation.present = present;
         for unknown in old {
             self[unknown].rows.retain(|&e| e != row);
-            if self[unknown].rows.is_empty() {
-                self.drop_unknown(unknown);
-            }
+            self.drop_if_unused(unknown);
+        }
+        for unknown in old_minus {
+            self[unknown].minus_rows.retain(|&e| e != row);
+            self.drop_if_unused(unknown);
         }
     }
 
@@ -256,7 +165,10 @@ impl Store {
         self.equation_ids.remove(&(equation.chain, equation.relation));
     }
 
-    fn drop_unknown(&mut self, id: UnknownId) {
+    fn drop_if_unused(&mut self, id: UnknownId) {
+        if !self[id].rows.is_empty() || !self[id].minus_rows.is_empty() {
+            return;
+        }
         let unknown = self.unknowns.remove(id.0);
         for column in unknown.columns {
             self[column].terms.retain(|&term| term != id);

@@ -87,6 +87,7 @@ impl Source {
             gone: self.gone(kernel),
             gap: std::mem::take(&mut self.gap),
             may_dip: self.may_dip,
+            in_flight: if legacy { 0 } else { CPUS as u32 },
             at: self.now,
         };
         self.retired.clear();

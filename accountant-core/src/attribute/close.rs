@@ -1,0 +1,176 @@
+//! Closing a component: what is left in its equations is accounted for, and they start anew.
+//!
+//! At rest all that is left is known. While packets move it is accounted for up to a moment between the last two
+//! readings, of which only bounds are known: the next time starts with what may have been counted on either side of it.
+
+use super::amount::Amount;
+use super::equation::{Blame, Doubt, Missing, Role};
+use super::settle::{Component, Settler};
+use super::solve::Known;
+use super::store::{EquationId, UnknownId};
+use crate::calico::shared::PolicyAction;
+use crate::id::TierName;
+use crate::ledger::{AccountKey, Cause, Key, What};
+use std::collections::BTreeSet;
+
+impl Settler<'_> {
+    /// Nothing moves: everything is accounted for.
+    pub(super) fn close_at_rest(&mut self, component: &Component, known: Option<&Known>) {
+        for &row in &component.rows {
+            let held = self.store[row].rest();
+            self.charge(row, component, known, held);
+        }
+        let equations = self.rows_of(component).into_iter().chain(component.columns.iter().copied());
+        for id in equations.collect::<Vec<_>>() {
+            self.store[id].close();
+        }
+        for &unknown in &component.unknowns {
+            self.store[unknown].posted = Amount::ZERO;
+        }
+        for &row in &component.rows {
+            self.store.drop_old_terms(row);
+        }
+    }
+
+    /// It does not come to rest: what is certain by now is accounted for.
+    pub(super) fn close_moving(&mut self, component: &Component, known: Option<&Known>) {
+        let rows = self.rows_of(component);
+        for &row in &rows {
+            let equation = &self.store[row];
+            let low = equation.low(self.in_flight);
+            if component.rows.contains(&row) {
+                self.charge(row, component, known, (low - equation.settled).at_least_zero());
+            }
+            let claimed = self.claimed(row);
+            let (snapshot, high) = (self.snapshot, self.store[row].high(self.snapshot));
+            let equation = &mut self.store[row];
+            equation.settled = low.max(equation.settled + claimed);
+            equation.waited = 0;
+            if equation.is_helper() {
+                equation.unusable = true;
+            } else if equation.terms.len() > 1 || equation.doubt.is_some() {
+                equation.doubt = Some(Doubt {
+                    blame: equation.doubt.map_or(Blame::Terms, |doubt| doubt.blame),
+                    refutable: false,
+                    from: equation.settled,
+                    to: high.is_bounded().then_some(high),
+                    since: snapshot,
+                });
+            }
+        }
+        for &column in &component.columns {
+            self.reopen(column, component);
+        }
+        for &unknown in &component.unknowns {
+            self.store[unknown].posted = Amount::ZERO;
+        }
+    }
+
+    /// Starts a sum over endpoints anew, at a moment of which only bounds are known.
+    fn reopen(&mut self, id: EquationId, component: &Component) {
+        let column = &self.store[id];
+        if self.is_unread(id) || !column.ever_fed {
+            let claimed = column.terms.iter().filter(|term| component.unknowns.contains(term));
+            let claimed: Amount = claimed.map(|&term| self.store[term].posted).sum();
+            let (in_flight, snapshot) = (self.in_flight, self.snapshot);
+            let column = &mut self.store[id];
+            column.settled += claimed;
+            column.misses(Amount::UNBOUNDED, false);
+            column.doubts(Blame::Elsewhere, false, in_flight, snapshot);
+            return;
+        }
+        let (low, high) = (column.low(self.in_flight), column.high(self.snapshot));
+        let before = |&term: &UnknownId| -> Amount {
+            let unknown = &self.store[term];
+            let rows = unknown.rows.iter().map(|&row| &self.store[row]);
+            let rows = rows.filter(|row| row.role == Role::Counts && row.doubt.is_none());
+            rows.map(|row| (row.high(self.snapshot) - row.settled).at_least_zero()).sum()
+        };
+        let most = column.terms.iter().map(before).sum();
+        let (snapshot, column) = (self.snapshot, &mut self.store[id]);
+        column.settled = low;
+        column.missing = Some(Missing { most, refutable: false });
+        let blame = Blame::Elsewhere;
+        column.doubt = Some(Doubt { blame, refutable: false, from: low, to: Some(high), since: snapshot });
+    }
+
+    /// The rows that have an unknown of the component in them.
+    pub(super) fn rows_of(&self, component: &Component) -> Vec<EquationId> {
+        let unknowns = component.unknowns.iter().map(|&unknown| &self.store[unknown]);
+        let rows = unknowns.flat_map(|unknown| unknown.rows.iter().chain(&unknown.minus_rows));
+        let rows: BTreeSet<_> = rows.chain(&component.rows).copied().collect();
+        rows.into_iter().collect()
+    }
+
+    /// What was posted of the terms of a row since it was last settled.
+    fn claimed(&self, row: EquationId) -> Amount {
+        let posted = |terms: &[UnknownId]| -> Amount { terms.iter().map(|&t| self.store[t].posted).sum() };
+        let row = &self.store[row];
+        posted(&row.terms) - posted(&row.minus_terms)
+    }
+
+    /// Accounts for what an equation holds beyond all claims.
+    fn charge(&mut self, id: EquationId, component: &Component, known: Option<&Known>, held: Amount) {
+        let row = &self.store[id];
+        if row.role != Role::Counts || row.unusable {
+            return;
+        }
+        let left = (held - self.claimed(id)).at_least_zero();
+        let most = known.and_then(|known| known.doubtful.get(&id).copied());
+        let (mut certain, mut doubtful) = match (row.doubt, known) {
+            // Numbers that were believed leave no doubt.
+            (Some(_), Some(_)) => (left, most.unwrap_or(Amount::ZERO).min(left)),
+            (Some(_), None) => (left, left),
+            (None, _) => (left, Amount::ZERO),
+        };
+        certain -= doubtful;
+        match row.doubt.map(|doubt| doubt.blame) {
+            Some(Blame::Nobody(cause)) if doubtful.any_positive() => {
+                self.post(Key::Unattributed(self.source, cause), doubtful.positive());
+            }
+            Some(Blame::Terms) => certain += std::mem::take(&mut doubtful),
+            _ => {}
+        }
+        if certain.any_positive() {
+            let key = self.candidates(id, component, known);
+            self.post(key, certain.positive());
+        }
+    }
+
+    /// Who did what is certain: the group, where it is clear what was done and only open by whom.
+    fn candidates(&self, row: EquationId, component: &Component, known: Option<&Known>) -> Key {
+        let Some(known) = known else { return Key::Unattributed(self.source, Cause::Unexplained) };
+        let is_open = |term: &UnknownId| {
+            component.unknowns.iter().position(|u| u == term).is_some_and(|i| known.is_open[i])
+        };
+        let open: Vec<_> = self.store[row].terms.iter().copied().filter(is_open).collect();
+        self.group_of(&open).unwrap_or_else(|| {
+            let cause = if open.is_empty() { Cause::Unexplained } else { Cause::Undetermined };
+            Key::Unattributed(self.source, cause)
+        })
+    }
+
+    /// The account "one of these policies decided so", if they all decided the same.
+    fn group_of(&self, candidates: &[UnknownId]) -> Option<Key> {
+        let mut members = Vec::new();
+        let mut common: Option<(AccountKey, TierName, PolicyAction)> = None;
+        for &candidate in candidates {
+            let Some(Key::Account(key)) = &self.store[candidate].key else { return None };
+            let What::Policy { tier, policy, action } = &key.what else { return None };
+            match &common {
+                Some((_, t, a)) if t != tier || a != action => return None,
+                Some(_) => {}
+                None => common = Some((key.clone(), tier.clone(), *action)),
+            }
+            if !members.contains(policy) {
+                members.push(policy.clone());
+            }
+        }
+        let (key, tier, action) = common?;
+        let what = match members.len() {
+            1 => What::Policy { tier, policy: members.remove(0), action },
+            _ => What::Group { tier, members, action },
+        };
+        Some(Key::Account(AccountKey { what, ..key }))
+    }
+}

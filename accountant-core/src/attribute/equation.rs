@@ -1,0 +1,254 @@
+//! One equation: a sum of counters is a sum of unknowns. What its readings say, and how far they are to be believed.
+//!
+//! A reading takes time, so it belongs to no single moment. The moment that equations are solved for lies *between* the
+//! last two readings: there, each counter is at least what the earlier one says and at most what the later one says.
+//! A difference of counters is worth more than that: rules of one chain are read in the order in which packets meet
+//! them, so the difference of one reading is too small by what passed meanwhile, and too large only by packets that
+//! were between two rules at that very moment, of which there are a few at most.
+
+use super::amount::Amount;
+use super::program::Relation;
+use super::store::UnknownId;
+use crate::ChainName;
+use crate::ledger::Cause;
+
+/// Sums of added and of subtracted counters since the agent first saw them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sides {
+    pub(crate) plus: Amount,
+    pub(crate) minus: Amount,
+}
+
+impl Sides {
+    pub(crate) fn difference(self) -> Amount {
+        self.plus - self.minus
+    }
+}
+
+/// What an equation is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Of an endpoint; what stays undetermined in it is accounted for. Every decision is in one of these.
+    Counts,
+    /// Of an endpoint; its terms are in others that count, too.
+    Helps,
+    /// Like `Helps`, and its terms are only at most this.
+    AtMost,
+    /// A sum over endpoints, of a shared chain.
+    Column,
+}
+
+/// Where the doubtful part of an equation goes, if it turns out to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// To the unattributed account.
+    Nobody(Cause),
+    /// To the terms of the equation: it is only doubted at which moment it was counted.
+    Terms,
+    /// Nowhere: other equations have it.
+    Elsewhere,
+}
+
+/// A part of an equation that none of its terms need have caused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Doubt {
+    pub(crate) blame: Blame,
+    /// Whether it is dropped when all numbers agree.
+    pub(crate) refutable: bool,
+    /// The value up to which there is no doubt.
+    pub(crate) from: Amount,
+    /// The value above which there is none; not known until there was another reading.
+    pub(crate) to: Option<Amount>,
+    /// The snapshot in which it arose.
+    pub(crate) since: u64,
+}
+
+/// A part of what the terms did that an equation does not know of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Missing {
+    pub(crate) most: Amount,
+    /// Whether it is taken for nothing when all numbers agree.
+    pub(crate) refutable: bool,
+}
+
+/// A sum of counters that equals a sum of unknowns.
+#[derive(Clone, Debug)]
+pub(crate) struct Equation {
+    pub(crate) chain: ChainName,
+    pub(crate) relation: Relation,
+    pub(crate) role: Role,
+    pub(crate) terms: Vec<UnknownId>,
+    /// Terms that are subtracted.
+    pub(crate) minus_terms: Vec<UnknownId>,
+    /// The terms that the present rules give it; `terms` can have more until it is settled.
+    pub(crate) present: Vec<UnknownId>,
+    /// Whether counters are subtracted.
+    pub(crate) is_difference: bool,
+    pub(crate) now: Sides,
+    pub(crate) last: Sides,
+    /// The greatest difference of any reading before the latest.
+    pub(crate) floor: Amount,
+    /// How much of it is accounted for.
+    pub(crate) settled: Amount,
+    /// Whether rules feed it, and whether they ever did.
+    pub(crate) fed: bool,
+    pub(crate) ever_fed: bool,
+    /// The snapshot that brought the latest reading, and the one before.
+    pub(crate) read_in: u64,
+    pub(crate) read_before: u64,
+    /// The snapshot in which it last moved.
+    pub(crate) moved_in: u64,
+    pub(crate) doubt: Option<Doubt>,
+    pub(crate) missing: Option<Missing>,
+    /// Not to be used until it is settled at rest.
+    pub(crate) unusable: bool,
+    /// How many snapshots it has waited to be settled.
+    pub(crate) waited: u32,
+}
+
+impl Equation {
+    pub(crate) fn new(chain: ChainName, relation: Relation) -> Self {
+        Self {
+            chain,
+            relation,
+            role: Role::Counts,
+            terms: Vec::new(),
+            minus_terms: Vec::new(),
+            present: Vec::new(),
+            is_difference: false,
+            now: Sides::default(),
+            last: Sides::default(),
+            floor: Amount::ZERO,
+            settled: Amount::ZERO,
+            fed: false,
+            ever_fed: false,
+            read_in: 0,
+            read_before: 0,
+            moved_in: 0,
+            doubt: None,
+            missing: None,
+            unusable: false,
+            waited: 0,
+        }
+    }
+
+    /// Whether it only helps to determine what is accounted for by others.
+    pub(crate) fn is_helper(&self) -> bool {
+        matches!(self.role, Role::Helps | Role::AtMost)
+    }
+
+    pub(crate) fn is_column(&self) -> bool {
+        self.role == Role::Column
+    }
+
+    /// What it surely holds between the last two readings, since the first one. `in_flight` is how many packets can be
+    /// between two rules while counters are read.
+    pub(crate) fn low(&self, in_flight: u64) -> Amount {
+        if !self.fed || !self.is_difference {
+            return self.last.difference();
+        }
+        let passing = Amount { packets: in_flight.into(), bytes: i128::from(in_flight) * LONGEST_PACKET };
+        self.floor - passing
+    }
+
+    /// The most it can hold between the last two readings, since the first one.
+    pub(crate) fn high(&self, snapshot: u64) -> Amount {
+        match self.fed && self.read_in != snapshot {
+            true => Amount::UNBOUNDED,
+            false => self.now.plus - self.last.minus,
+        }
+    }
+
+    /// What it holds at rest and is not settled.
+    pub(crate) fn rest(&self) -> Amount {
+        self.now.difference() - self.settled
+    }
+
+    /// Whether it was read twice running without a move in between, or nothing moves it any more.
+    pub(crate) fn is_quiet(&self, snapshot: u64) -> bool {
+        !self.fed
+            || (self.read_in == snapshot && self.read_before + 1 == snapshot && self.moved_in != snapshot)
+    }
+
+    /// Whether there is something to be settled that is not simply its counter's value.
+    pub(crate) fn is_open(&self, snapshot: u64) -> bool {
+        let unread = self.fed && self.read_in != snapshot && self.doubt.is_some();
+        self.role == Role::Counts && (unread || self.rest().any_positive() || self.doubt.is_some())
+    }
+
+    /// The most that its doubtful part can be, beyond what is settled.
+    pub(crate) fn doubtful(&self) -> Amount {
+        self.doubt.map_or(Amount::ZERO, |doubt| match doubt.to {
+            None => Amount::UNBOUNDED,
+            Some(to) => (to - doubt.from.max(self.settled)).at_least_zero(),
+        })
+    }
+
+    /// Starts a new reading, once a snapshot.
+    pub(crate) fn begin_reading(&mut self, snapshot: u64) {
+        if self.read_in != snapshot {
+            self.read_before = self.read_in;
+            self.read_in = snapshot;
+            self.last = self.now;
+            self.floor = self.floor.max(self.now.difference());
+        }
+    }
+
+    /// Doubts what came between the reading before and the next one.
+    pub(crate) fn doubts(&mut self, blame: Blame, refutable: bool, in_flight: u64, snapshot: u64) {
+        let from = self.low(in_flight).at_least_zero();
+        let old = self.doubt;
+        self.doubt = Some(Doubt {
+            blame: old.map_or(blame, |old| old.blame),
+            refutable: refutable && old.is_none_or(|old| old.refutable),
+            from: old.map_or(from, |old| old.from.min(from)),
+            to: None,
+            since: snapshot,
+        });
+    }
+
+    /// Notes that the terms did things that it does not know of.
+    pub(crate) fn misses(&mut self, most: Amount, refutable: bool) {
+        let old = self.missing;
+        self.missing = Some(Missing {
+            most: most + old.map_or(Amount::ZERO, |old| old.most),
+            refutable: refutable && old.is_none_or(|old| old.refutable),
+        });
+    }
+
+    /// A doubt ends with the first reading after it arose.
+    pub(crate) fn end_doubt(&mut self, snapshot: u64) {
+        let high = match self.fed {
+            true => self.now.plus - self.last.minus,
+            false => self.now.difference(),
+        };
+        if let Some(doubt) = &mut self.doubt
+            && doubt.to.is_none()
+            && (!self.fed || (self.read_in == snapshot && snapshot > doubt.since))
+        {
+            doubt.to = Some(high);
+        }
+        if self.doubt.is_some() && !self.doubtful().any_positive() {
+            self.doubt = None;
+        }
+    }
+
+    /// Its rules are gone: what it holds now is all there will be.
+    pub(crate) fn orphan(&mut self) {
+        self.fed = false;
+        self.last = self.now;
+    }
+
+    /// All of it is accounted for, at rest.
+    pub(crate) fn close(&mut self) {
+        self.settled = self.now.difference();
+        self.doubt = None;
+        self.missing = None;
+        self.unusable = false;
+        self.waited = 0;
+    }
+}
+
+/// Bytes of a packet at most: `skb->len` of a GRO/TSO packet can be this long (`GSO_MAX_SIZE`, linux/netdevice.h; BIG TCP
+/// has IPv6 packets of 512 KiB).
+const LONGEST_PACKET: i128 = 512 * 1024;

@@ -1,0 +1,266 @@
+//! What a component's equations say about each of its unknowns.
+//!
+//! The system holds for one moment: at rest any, else one between the last two readings. What is doubtful in an equation,
+//! or what it misses, is an unknown of its own. Where that doubt can be refuted (nothing that counted is known to be
+//! lost) the system is first tried without it: numbers of packets and of bytes that agree over all rules are believed.
+
+use super::amount::{Amount, Unit};
+use super::bounds::{Bounds, Contradiction, Sum, UNBOUNDED, tighten};
+use super::equation::{Equation, Role};
+use super::program::Relation;
+use super::settle::{Component, Settler};
+use super::store::{EquationId, UnknownId};
+use std::collections::HashMap;
+
+/// What solving told.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// The least of each unknown of the component.
+    pub(super) low: Vec<Amount>,
+    /// Whether it could be more.
+    pub(super) is_open: Vec<bool>,
+    /// The most that is doubtful in a row.
+    pub(super) doubtful: HashMap<EquationId, Amount>,
+}
+
+/// How much the numbers are worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Worth {
+    /// At rest, and doubts that can be refuted are.
+    Believed,
+    /// At rest.
+    Doubted,
+    /// Packets move: numbers are between two values.
+    Moving,
+}
+
+struct System {
+    unknowns: Vec<Bounds>,
+    sums: Vec<Sum>,
+    /// The unknown for what is doubtful in a row.
+    slack: HashMap<EquationId, usize>,
+}
+
+impl System {
+    fn unknown(&mut self, most: i128) -> usize {
+        self.unknowns.push(Bounds::up_to(most));
+        self.unknowns.len() - 1
+    }
+}
+
+impl Settler<'_> {
+    /// The bounds of all unknowns, by the strictest system that is free of contradictions.
+    pub(super) fn solve(&self, component: &Component, quiet: bool) -> Result<Known, Contradiction> {
+        match quiet {
+            true => {
+                let believed = self.solve_as(component, Worth::Believed);
+                believed.or_else(|_| self.solve_as(component, Worth::Doubted))
+            }
+            false => self.solve_as(component, Worth::Moving),
+        }
+    }
+
+    fn solve_as(&self, component: &Component, worth: Worth) -> Result<Known, Contradiction> {
+        let count = component.unknowns.len();
+        let mut known =
+            Known { low: vec![Amount::ZERO; count], is_open: vec![false; count], doubtful: HashMap::new() };
+        for unit in Unit::BOTH {
+            let System { unknowns, sums, slack } = self.system(component, worth, unit);
+            let bounds = tighten(unknowns, &sums)?;
+            for (i, bounds) in bounds[..count].iter().enumerate() {
+                *known.low[i].get_mut(unit) = bounds.low;
+                known.is_open[i] |= bounds.high > bounds.low;
+            }
+            for (row, index) in slack {
+                *known.doubtful.entry(row).or_insert(Amount::ZERO).get_mut(unit) = bounds[index].high;
+            }
+        }
+        Ok(known)
+    }
+
+    fn system(&self, component: &Component, worth: Worth, unit: Unit) -> System {
+        let place: HashMap<UnknownId, usize> =
+            component.unknowns.iter().enumerate().map(|(i, &u)| (u, i)).collect();
+        let most = |&id: &UnknownId| {
+            let possible = worth != Worth::Believed || !self.store[id].guessed;
+            Bounds::up_to(if possible { UNBOUNDED } else { 0 })
+        };
+        let unknowns = component.unknowns.iter().map(most).collect();
+        let mut system = System { unknowns, sums: Vec::new(), slack: HashMap::new() };
+        let rows = self.rows_of(component);
+        for &row in &rows {
+            self.add_row(&mut system, &place, row, worth, unit);
+        }
+        let mut extras = HashMap::new();
+        for &column in &component.columns {
+            self.add_column(&mut system, &mut extras, &place, column, worth, unit);
+        }
+        if worth != Worth::Moving {
+            let balance = self.balance(&system, &extras, component, &rows, &place, worth, unit);
+            system.sums.extend(balance);
+        }
+        system
+    }
+
+    /// Least and most that an equation holds and is not settled.
+    fn bounds(&self, equation: &Equation, worth: Worth, unit: Unit) -> (i128, i128) {
+        match worth {
+            Worth::Moving => {
+                let low = equation.low(self.in_flight) - equation.settled;
+                let high = equation.high(self.snapshot) - equation.settled;
+                (low.get(unit), high.get(unit))
+            }
+            _ => (equation.rest().get(unit), equation.rest().get(unit)),
+        }
+    }
+
+    fn add_row(
+        &self,
+        system: &mut System,
+        place: &HashMap<UnknownId, usize>,
+        id: EquationId,
+        worth: Worth,
+        unit: Unit,
+    ) {
+        let row = &self.store[id];
+        if row.unusable {
+            return;
+        }
+        let places = |terms: &[UnknownId]| terms.iter().filter_map(|t| place.get(t).copied()).collect();
+        let (mut plus, minus): (Vec<usize>, Vec<usize>) = (places(&row.terms), places(&row.minus_terms));
+        let (mut low, mut high) = self.bounds(row, worth, unit);
+        if row.minus_terms.is_empty() {
+            (low, high) = (low.max(0), high.max(0));
+        }
+        if row.role == Role::AtMost {
+            low = 0;
+        } else {
+            for term in row.terms.iter().filter(|term| !place.contains_key(term)) {
+                let (least, most) = self.term_bounds(*term, worth, unit);
+                (low, high) = (low - most, high - least);
+            }
+        }
+        if let Some(missing) = row.missing
+            && !(worth == Worth::Believed && missing.refutable)
+        {
+            high += missing.most.get(unit);
+        }
+        if let Some(doubt) = row.doubt
+            && !(worth == Worth::Believed && doubt.refutable)
+        {
+            let slack = system.unknown(row.doubtful().get(unit));
+            system.slack.insert(id, slack);
+            plus.push(slack);
+        }
+        system.sums.push(Sum { plus, minus, low, high });
+    }
+
+    fn add_column(
+        &self,
+        system: &mut System,
+        extras: &mut HashMap<EquationId, usize>,
+        place: &HashMap<UnknownId, usize>,
+        id: EquationId,
+        worth: Worth,
+        unit: Unit,
+    ) {
+        let column = &self.store[id];
+        if !column.ever_fed {
+            return;
+        }
+        let (mut low, mut high) = self.bounds(column, worth, unit);
+        let mut plus = Vec::new();
+        for &term in &column.terms {
+            match place.get(&term) {
+                Some(&index) => plus.push(index),
+                None => {
+                    // Not of this component: what is known of it from its own equation.
+                    let (least, most) = self.term_bounds(term, worth, unit);
+                    low -= most;
+                    high -= least;
+                }
+            }
+        }
+        if let Some(missing) = column.missing
+            && !(worth == Worth::Believed && missing.refutable)
+        {
+            high += missing.most.get(unit);
+        }
+        if let Some(doubt) = column.doubt
+            && !(worth == Worth::Believed && doubt.refutable)
+        {
+            let extra = system.unknown(column.doubtful().get(unit));
+            extras.insert(id, extra);
+            plus.push(extra);
+        }
+        system.sums.push(Sum { plus, minus: vec![], low: low.max(0), high });
+    }
+
+    /// What is known of an unknown from its own equation alone.
+    fn term_bounds(&self, id: UnknownId, worth: Worth, unit: Unit) -> (i128, i128) {
+        let rows = &self.store[id].rows;
+        let most = rows.iter().map(|&row| self.bounds(&self.store[row], worth, unit).1.max(0)).min();
+        let least = rows.iter().filter(|&&row| self.store.is_direct(row));
+        let least = least.map(|&row| self.bounds(&self.store[row], worth, unit).0.max(0)).max();
+        (least.unwrap_or(0), most.unwrap_or(0))
+    }
+
+    /// What all rows hold together is what all columns hold together, but for what is doubtful. Single sums do not see
+    /// this: it tells that the rows are right where it is open how to split them.
+    #[allow(clippy::too_many_arguments, reason = "the parts of the system that it is about")]
+    fn balance(
+        &self,
+        system: &System,
+        extras: &HashMap<EquationId, usize>,
+        component: &Component,
+        rows: &[EquationId],
+        place: &HashMap<UnknownId, usize>,
+        worth: Worth,
+        unit: Unit,
+    ) -> Option<Sum> {
+        let is_whole = |equation: &Equation| {
+            equation.missing.is_none_or(|missing| worth == Worth::Believed && missing.refutable)
+        };
+        let mut sum = Sum::default();
+        for &id in rows {
+            let row = &self.store[id];
+            if row.role != Role::Counts {
+                continue;
+            }
+            if row.unusable || !is_whole(row) || row.terms.iter().any(|term| !place.contains_key(term)) {
+                return None;
+            }
+            sum.low += self.bounds(row, worth, unit).0;
+            sum.plus.extend(system.slack.get(&id));
+            sum.minus.extend(row.minus_terms.iter().filter_map(|term| place.get(term)));
+        }
+        for &id in &component.columns {
+            let column = &self.store[id];
+            if !matches!(column.relation, Relation::Shared(_)) {
+                continue;
+            }
+            if !column.ever_fed || !is_whole(column) {
+                return None;
+            }
+            let elsewhere = column.terms.iter().filter(|term| !place.contains_key(term));
+            let elsewhere: i128 = elsewhere.map(|&term| self.term_bounds(term, worth, unit).1).sum();
+            sum.low -= self.bounds(column, worth, unit).0 - elsewhere;
+            sum.minus.extend(extras.get(&id));
+        }
+        for (i, &id) in component.unknowns.iter().enumerate() {
+            let unknown = &self.store[id];
+            let is_shared =
+                |column: &&EquationId| matches!(self.store[**column].relation, Relation::Shared(_));
+            if unknown.columns.iter().filter(is_shared).count() != 1 {
+                return None;
+            }
+            match unknown.rows.iter().filter(|&&row| self.store[row].role == Role::Counts).count() {
+                0 => sum.minus.push(i),
+                1 => {}
+                _ => return None,
+            }
+        }
+        sum.high = sum.low;
+        Some(sum)
+    }
+}
