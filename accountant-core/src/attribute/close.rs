@@ -117,35 +117,37 @@ impl Settler<'_> {
         }
         let left = (held - self.claimed(id)).at_least_zero();
         let most = known.and_then(|known| known.doubtful.get(&id).copied());
-        let (mut certain, mut doubtful) = match (row.doubt, known) {
+        let doubtful = match (row.doubt, known) {
             // Numbers that were believed leave no doubt.
-            (Some(_), Some(_)) => (left, most.unwrap_or(Amount::ZERO).min(left)),
-            (Some(_), None) => (left, left),
-            (None, _) => (left, Amount::ZERO),
+            (Some(_), Some(_)) => most.unwrap_or(Amount::ZERO).min(left),
+            (Some(_), None) => left,
+            (None, _) => Amount::ZERO,
         };
-        certain -= doubtful;
-        match row.doubt.map(|doubt| doubt.blame) {
-            Some(Blame::Nobody(cause)) if doubtful.any_positive() => {
-                self.post(Key::Unattributed(self.source, cause), doubtful.positive());
-            }
-            Some(Blame::Terms) => certain += std::mem::take(&mut doubtful),
-            _ => {}
-        }
-        if certain.any_positive() {
-            let key = self.candidates(id, component, known);
-            self.post(key, certain.positive());
+        let terms: Vec<_> = row.terms.iter().copied().filter(|&term| !self.store[term].guessed).collect();
+        let is_open = |term: &UnknownId| {
+            let place = component.unknowns.iter().position(|u| u == term);
+            place.zip(known).is_some_and(|(place, known)| known.is_open[place])
+        };
+        let open: Vec<_> = row.terms.iter().copied().filter(is_open).collect();
+        let key_of_doubtful = match row.doubt.map(|doubt| doubt.blame) {
+            Some(Blame::Nobody(cause)) => Some(Key::Unattributed(self.source, cause)),
+            Some(Blame::Terms) => Some(self.one_of(&terms)),
+            Some(Blame::Elsewhere) | None => None,
+        };
+        self.post_some(key_of_doubtful, doubtful);
+        self.post_some(Some(self.one_of(&open)), left - doubtful);
+    }
+
+    fn post_some(&mut self, key: Option<Key>, amount: Amount) {
+        if let (Some(key), true) = (key, amount.any_positive()) {
+            self.post(key, amount.positive());
         }
     }
 
-    /// Who did what is certain: the group, where it is clear what was done and only open by whom.
-    fn candidates(&self, row: EquationId, component: &Component, known: Option<&Known>) -> Key {
-        let Some(known) = known else { return Key::Unattributed(self.source, Cause::Unexplained) };
-        let is_open = |term: &UnknownId| {
-            component.unknowns.iter().position(|u| u == term).is_some_and(|i| known.is_open[i])
-        };
-        let open: Vec<_> = self.store[row].terms.iter().copied().filter(is_open).collect();
-        self.group_of(&open).unwrap_or_else(|| {
-            let cause = if open.is_empty() { Cause::Unexplained } else { Cause::Undetermined };
+    /// Who it was: the group, where it is clear what was done and only open by whom.
+    fn one_of(&self, candidates: &[UnknownId]) -> Key {
+        self.group_of(candidates).unwrap_or_else(|| {
+            let cause = if candidates.is_empty() { Cause::Unexplained } else { Cause::Undetermined };
             Key::Unattributed(self.source, cause)
         })
     }

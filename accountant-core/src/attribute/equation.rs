@@ -144,6 +144,10 @@ impl Equation {
     /// What it surely holds between the last two readings, since the first one. `in_flight` is how many packets can be
     /// between two rules while counters are read.
     pub(crate) fn low(&self, in_flight: u64) -> Amount {
+        if !self.minus_terms.is_empty() {
+            // It can fall, so that no reading but the last two tells of it.
+            return self.last.plus - self.now.minus;
+        }
         if !self.fed || !self.is_difference {
             return self.last.difference();
         }
@@ -176,11 +180,11 @@ impl Equation {
         self.role == Role::Counts && (unread || self.rest().any_positive() || self.doubt.is_some())
     }
 
-    /// The most that its doubtful part can be, beyond what is settled.
+    /// The most that its doubtful part can be.
     pub(crate) fn doubtful(&self) -> Amount {
         self.doubt.map_or(Amount::ZERO, |doubt| match doubt.to {
             None => Amount::UNBOUNDED,
-            Some(to) => (to - doubt.from.max(self.settled)).at_least_zero(),
+            Some(to) => (to - doubt.from).at_least_zero(),
         })
     }
 
@@ -196,7 +200,9 @@ impl Equation {
 
     /// Doubts what came between the reading before and the next one.
     pub(crate) fn doubts(&mut self, blame: Blame, refutable: bool, in_flight: u64, snapshot: u64) {
-        let from = self.low(in_flight).at_least_zero();
+        self.unusable |= !self.minus_terms.is_empty();
+        let low = self.low(in_flight).at_least_zero();
+        let from = if self.is_column() { low } else { low.max(self.settled) };
         let old = self.doubt;
         self.doubt = Some(Doubt {
             blame: old.map_or(blame, |old| old.blame),
@@ -209,6 +215,7 @@ impl Equation {
 
     /// Notes that the terms did things that it does not know of.
     pub(crate) fn misses(&mut self, most: Amount, refutable: bool) {
+        self.unusable |= !self.minus_terms.is_empty();
         let old = self.missing;
         self.missing = Some(Missing {
             most: most + old.map_or(Amount::ZERO, |old| old.most),

@@ -225,8 +225,12 @@ impl Attributor {
                     let blame = Blame::Nobody(Cause::Reset);
                     equation.doubts(blame, false, self.in_flight, self.snapshot);
                 }
-            } else if feed.is_difference() && !column && feed.is_doubtful(delta, blind) {
-                equation.doubts(blind.blame(), blind.refutable, self.in_flight, self.snapshot);
+            } else if !column && feed.is_doubtful(delta, blind) {
+                if feed.is_difference() {
+                    equation.doubts(blind.blame(), blind.refutable, self.in_flight, self.snapshot);
+                } else if equation.is_helper() {
+                    equation.misses(Amount::UNBOUNDED, blind.refutable);
+                }
             }
             let (plus, minus) = (feed.sum(&feed.plus, delta), feed.sum(&feed.minus, delta));
             if plus != Amount::ZERO || minus != Amount::ZERO {

@@ -32,9 +32,8 @@ pub(crate) enum Outcome {
     Verdict(Verdict),
     /// Accepted by a chain of failsafe ports.
     Failsafe { chain: ChainName },
-    /// A policy decided. `via` is the chain that the endpoint calls: the policy's own, or its group's. `last` says that
-    /// it denied or passed as the last one of a tier that shows nowhere what no policy decided.
-    Policy { tier: TierName, via: ChainName, chain: ChainName, action: PolicyAction, last: bool },
+    /// A policy decided. `via` is the chain that the endpoint calls: the policy's own, or its group's.
+    Policy { tier: TierName, via: ChainName, chain: ChainName, action: PolicyAction, place: Place },
     /// No policy of the tier decided, and the tier dropped it.
     NoPolicy { tier: TierName },
     /// A profile decided.
@@ -43,6 +42,17 @@ pub(crate) enum Outcome {
     NoProfile,
     /// A rule decided that no version of Felix writes.
     Unknown,
+}
+
+/// Where a policy denied or passed: outcomes at different places are in different equations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// In a tier that shows what no policy decided. All that is accepted counts as here.
+    Closed,
+    /// In a tier that shows that nowhere, before its last policy.
+    Open,
+    /// As the last policy of such a tier.
+    OpenLast,
 }
 
 /// Which equation of a chain it is.
@@ -58,11 +68,8 @@ pub(crate) enum Relation {
         tier: TierName,
         via: ChainName,
     },
-    /// Like `Decided`, where what no policy decided goes on together with what policies passed.
-    LastDenied {
-        tier: TierName,
-        via: ChainName,
-    },
+    /// What the last policy of a tier denied, where what no policy decided goes on with what policies passed.
+    LastDenied(TierName),
     /// Like `Decided`, where no counter shows what no policy decided.
     LastDecided {
         tier: TierName,
@@ -164,8 +171,14 @@ impl Writer<'_> {
         let (mut denied, mut passed) = (Vec::new(), Vec::new());
         for (k, item) in tier.items.iter().enumerate() {
             let next = tier.items.get(k + 1).map(|next| next.jump).or(tier.unmatched);
-            let last = next.is_none();
-            let by = |action| self.by(name, item, action, last && action != PolicyAction::Allow);
+            let place = match (tier.unmatched, next) {
+                (Some(_), _) => Place::Closed,
+                (None, Some(_)) => Place::Open,
+                (None, None) => Place::OpenLast,
+            };
+            let by = |action| {
+                self.by(name, item, action, if action == PolicyAction::Allow { Place::Closed } else { place })
+            };
             let [accepted, item_denied, item_passed] = PolicyAction::ALL.map(by);
             let names = || (name.clone(), item.target.clone());
             let mut minus: Vec<_> = item.accepted.into_iter().collect();
@@ -180,7 +193,7 @@ impl Writer<'_> {
                 self.write(Relation::Decided { tier: tier_name, via }, &[item.jump], &minus, decided);
             } else if let Some(next) = tier.next {
                 minus.push(next);
-                let relation = Relation::LastDenied { tier: tier_name, via };
+                let relation = Relation::LastDenied(tier_name);
                 self.write(relation, &[item.jump], &minus, item_denied.clone());
                 if let Some(spec) = self.specs.last_mut() {
                     spec.minus_outcomes.clone_from(&passed);
@@ -204,7 +217,7 @@ impl Writer<'_> {
     }
 
     /// The outcomes "decided so by" each policy behind an item that can decide so at all.
-    fn by(&self, tier: &TierName, item: &Item, action: PolicyAction, last: bool) -> Vec<Outcome> {
+    fn by(&self, tier: &TierName, item: &Item, action: PolicyAction, place: Place) -> Vec<Outcome> {
         let chains = match ChainKind::of(&item.target) {
             ChainKind::Group(_) => {
                 self.shared.members(&item.target).unwrap_or_else(|| vec![item.target.clone()])
@@ -213,7 +226,7 @@ impl Writer<'_> {
         };
         let able = chains.into_iter().filter(|chain| self.shared.can(chain, action));
         let outcome =
-            |chain| Outcome::Policy { tier: tier.clone(), via: item.target.clone(), chain, action, last };
+            |chain| Outcome::Policy { tier: tier.clone(), via: item.target.clone(), chain, action, place };
         able.map(outcome).collect()
     }
 

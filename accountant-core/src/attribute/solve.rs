@@ -198,9 +198,13 @@ impl Settler<'_> {
 
     /// What is known of an unknown from its own equation alone.
     fn term_bounds(&self, id: UnknownId, worth: Worth, unit: Unit) -> (i128, i128) {
-        let rows = &self.store[id].rows;
-        let most = rows.iter().map(|&row| self.bounds(&self.store[row], worth, unit).1.max(0)).min();
-        let least = rows.iter().filter(|&&row| self.store.is_direct(row));
+        let unknown = &self.store[id];
+        let counts = |row: &&EquationId| self.store[**row].role == Role::Counts;
+        // What is in no equation that counts is only in those that help, or is of rules that are gone and settled.
+        let lone = !unknown.rows.iter().any(|row| counts(&row)) && self.store.is_present(id, unknown);
+        let rows = unknown.rows.iter().filter(|row| lone || counts(row));
+        let most = rows.clone().map(|&row| self.bounds(&self.store[row], worth, unit).1.max(0)).min();
+        let least = rows.filter(|&&row| self.store.is_direct(row));
         let least = least.map(|&row| self.bounds(&self.store[row], worth, unit).0.max(0)).max();
         (least.unwrap_or(0), most.unwrap_or(0))
     }
