@@ -107,13 +107,6 @@ impl Reconciler {
         Some(delta)
     }
 
-    /// Whether the rule counts on from a value that was read.
-    pub fn holds(&self, chain: &ChainName, rule: RuleId) -> bool {
-        let track = self.chains.get(chain);
-        let index = track.and_then(|track| track.chain.ids().iter().position(|&known| known == rule));
-        track.zip(index).is_some_and(|(track, index)| track.last[index].is_some())
-    }
-
     /// Whether rules are gone in a snapshot, or chains, that did not hand over their last values.
     pub fn will_lose(&self, snapshot: &Snapshot) -> bool {
         let mut handed_over: HashMap<&ChainName, HashSet<RuleId>> = HashMap::new();

@@ -11,16 +11,27 @@ use super::store::{EquationId, UnknownId};
 use crate::calico::shared::PolicyAction;
 use crate::id::TierName;
 use crate::ledger::{AccountKey, Cause, Key, What};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 impl Settler<'_> {
     /// Nothing moves: everything is accounted for.
     pub(super) fn close_at_rest(&mut self, component: &Component, known: Option<&Known>) {
+        let mut in_tiers: HashMap<EquationId, Amount> = HashMap::new();
+        let rows = self.rows_of(component);
         for &row in &component.rows {
             let held = self.store[row].rest();
+            let charged = self.charge(row, component, known, held);
+            if let Some(tier) = self.tier_of(row) {
+                *in_tiers.entry(tier).or_default() += charged;
+            }
+        }
+        let stand_ins: Vec<_> = rows.iter().copied().filter(|&row| self.stands_in(row)).collect();
+        for row in stand_ins {
+            let others = in_tiers.get(&row).copied().unwrap_or_default();
+            let held = self.store[row].rest() - others;
             self.charge(row, component, known, held);
         }
-        let equations = self.rows_of(component).into_iter().chain(component.columns.iter().copied());
+        let equations = rows.into_iter().chain(component.columns.iter().copied());
         for id in equations.collect::<Vec<_>>() {
             self.store[id].close();
         }
@@ -32,13 +43,29 @@ impl Settler<'_> {
         }
     }
 
+    /// The sum over a tier that this row's denies are part of.
+    fn tier_of(&self, row: EquationId) -> Option<EquationId> {
+        let rows = self.store[row].terms.iter().flat_map(|&term| &self.store[term].rows);
+        rows.copied().find(|&row| self.store[row].role == Role::Helps)
+    }
+
+    /// Whether the sum over a tier is accounted for in place of those policies whose rules changed their meaning.
+    fn stands_in(&self, row: EquationId) -> bool {
+        let is_straddled = |row: &EquationId| {
+            let row = &self.store[*row];
+            row.role == Role::Counts && row.doubt.is_some_and(|doubt| doubt.blame == Blame::Elsewhere)
+        };
+        let mut rows = self.store[row].terms.iter().flat_map(|&term| &self.store[term].rows);
+        self.store[row].role == Role::Helps && rows.any(is_straddled)
+    }
+
     /// It does not come to rest: what is certain by now is accounted for.
     pub(super) fn close_moving(&mut self, component: &Component, known: Option<&Known>) {
         let rows = self.rows_of(component);
         for &row in &rows {
             let equation = &self.store[row];
             let low = equation.low(self.in_flight);
-            if component.rows.contains(&row) {
+            if component.rows.contains(&row) && !equation.is_helper() {
                 self.charge(row, component, known, (low - equation.settled).at_least_zero());
             }
             let claimed = self.claimed(row);
@@ -72,11 +99,11 @@ impl Settler<'_> {
         if self.is_unread(id) || !column.ever_fed {
             let claimed = column.terms.iter().filter(|term| component.unknowns.contains(term));
             let claimed: Amount = claimed.map(|&term| self.store[term].posted).sum();
-            let (in_flight, snapshot) = (self.in_flight, self.snapshot);
-            let column = &mut self.store[id];
+            let (since, column) = (self.snapshot, &mut self.store[id]);
             column.settled += claimed;
             column.misses(Amount::UNBOUNDED, false);
-            column.doubts(Blame::Elsewhere, false, in_flight, snapshot);
+            let (blame, from) = (Blame::Elsewhere, column.settled);
+            column.doubt = Some(Doubt { blame, refutable: false, from, to: None, since });
             return;
         }
         let (low, high) = (column.low(self.in_flight), column.high(self.snapshot));
@@ -109,11 +136,17 @@ impl Settler<'_> {
         posted(&row.terms) - posted(&row.minus_terms)
     }
 
-    /// Accounts for what an equation holds beyond all claims.
-    fn charge(&mut self, id: EquationId, component: &Component, known: Option<&Known>, held: Amount) {
+    /// Accounts for what an equation holds beyond all claims; says how much that was.
+    fn charge(
+        &mut self,
+        id: EquationId,
+        component: &Component,
+        known: Option<&Known>,
+        held: Amount,
+    ) -> Amount {
         let row = &self.store[id];
-        if row.role != Role::Counts || row.unusable {
-            return;
+        if row.role == Role::AtMost || row.unusable {
+            return Amount::ZERO;
         }
         let left = (held - self.claimed(id)).at_least_zero();
         let most = known.and_then(|known| known.doubtful.get(&id).copied());
@@ -134,8 +167,10 @@ impl Settler<'_> {
             Some(Blame::Terms) => Some(self.one_of(&terms)),
             Some(Blame::Elsewhere) | None => None,
         };
+        let elsewhere = if key_of_doubtful.is_none() { doubtful } else { Amount::ZERO };
         self.post_some(key_of_doubtful, doubtful);
         self.post_some(Some(self.one_of(&open)), left - doubtful);
+        left - elsewhere
     }
 
     fn post_some(&mut self, key: Option<Key>, amount: Amount) {

@@ -27,11 +27,12 @@ use crate::id::Endpoint;
 use crate::index::Index;
 use crate::ledger::{Cause, Key, Posting};
 use crate::reconcile::{ChainDelta, Circumstances, Reconciler, Span};
+use crate::rule::RuleId;
 use crate::snapshot::{Snapshot, Source, TableId};
 use amount::Amount;
 use equation::Blame;
 use naming::Namer;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use store::Store;
 use structure::{Arriving, Feed, Program, Role, Shared};
 
@@ -60,6 +61,8 @@ pub struct Attributor {
     generation: Generation,
     /// What the current snapshot tells of shared chains before they are read one by one.
     arriving: Arriving,
+    /// Rules of each chain that handed over their last values, at its last version.
+    handed_over: HashMap<ChainName, HashSet<RuleId>>,
     /// Number of the current snapshot.
     snapshot: u64,
     /// How many packets can be between two rules while counters are read.
@@ -98,6 +101,7 @@ impl Attributor {
             marks: Marks::default(),
             generation: Generation::A,
             arriving: Arriving::default(),
+            handed_over: HashMap::new(),
             snapshot: 0,
             in_flight: 0,
             names_version: 0,
@@ -133,6 +137,8 @@ impl Attributor {
         let blind = self.look_ahead(snapshot);
         for retired in &snapshot.retired {
             self.adopt([&retired.chain], Blind::default());
+            let ids = retired.finals.iter().filter_map(|(index, _)| retired.chain.ids().get(*index).copied());
+            self.handed_over.insert(retired.chain.name.clone(), ids.collect());
             let delta = self.reconciler.retire(retired);
             self.book(&delta, Blind::default(), &mut attribution);
         }
@@ -154,6 +160,10 @@ impl Attributor {
         if blind.unseen {
             self.doubt_columns(blind);
         }
+        if attribution.resets > 0 {
+            self.doubt_all(Blame::Nobody(Cause::Reset));
+        }
+        self.handed_over.clear();
         self.name_unknowns(index);
         settle::settle(self, &mut attribution);
         attribution.unsettled |= self.reconciler.waits();
@@ -193,7 +203,7 @@ impl Attributor {
         let told_of_all = self.id.source != Source::IptablesLegacy || !snapshot.retired.is_empty();
         let changed = !told_of_all && self.reconciler.will_change(snapshot);
         // In nftables each rule that goes hands over its counter: messages were lost.
-        let gap = snapshot.gap || (lost && self.id.source == Source::Nftables);
+        let gap = !first && (snapshot.gap || (lost && self.id.source == Source::Nftables));
         let unseen = first || gap || lost || changed;
         let blind = Blind { unseen, refutable: first || !(lost || gap), gap, first };
         self.arriving = Arriving::of(snapshot, self.marks);
@@ -210,22 +220,10 @@ impl Attributor {
             (None, Some(shared)) => (&shared.feeds, true),
             (None, None) => return,
         };
-        let mut doubted = Vec::new();
         for feed in feeds {
             let equation = &mut self.store[feed.equation];
             equation.begin_reading(self.snapshot);
-            if delta.resets > 0 {
-                if column {
-                    equation.misses(Amount::UNBOUNDED, false);
-                    equation.doubts(Blame::Elsewhere, false, self.in_flight, self.snapshot);
-                } else {
-                    doubted.extend_from_slice(&equation.terms);
-                }
-                if feed.is_difference() {
-                    let blame = Blame::Nobody(Cause::Reset);
-                    equation.doubts(blame, false, self.in_flight, self.snapshot);
-                }
-            } else if !column && feed.is_doubtful(delta, blind) {
+            if !column && feed.is_doubtful(delta, blind) {
                 if feed.is_difference() {
                     equation.doubts(blind.blame(), blind.refutable, self.in_flight, self.snapshot);
                 } else if equation.is_helper() {
@@ -239,12 +237,6 @@ impl Attributor {
                 equation.moved_in = self.snapshot;
             }
         }
-        for unknown in doubted {
-            for column in self.store[unknown].columns.clone() {
-                let blame = Blame::Nobody(Cause::Reset);
-                self.store[column].doubts(blame, false, self.in_flight, self.snapshot);
-            }
-        }
     }
 
     /// Endpoints can have come and gone, and rules can have counted and been lost, whose packets are in the sums.
@@ -254,6 +246,19 @@ impl Attributor {
             column.doubts(blind.blame(), blind.refutable, in_flight, snapshot);
             if blind.gap {
                 column.misses(Amount::UNBOUNDED, false);
+            }
+        }
+    }
+
+    /// Counters were reset: others may have been too, and be past their old values again.
+    fn doubt_all(&mut self, blame: Blame) {
+        let (in_flight, snapshot) = (self.in_flight, self.snapshot);
+        for equation in self.store.equations_mut() {
+            if equation.is_column() || equation.is_helper() {
+                equation.misses(Amount::UNBOUNDED, false);
+            }
+            if equation.is_column() || equation.is_difference {
+                equation.doubts(blame, false, in_flight, snapshot);
             }
         }
     }

@@ -53,11 +53,23 @@ impl Settler<'_> {
     pub(super) fn solve(&self, component: &Component, quiet: bool) -> Result<Known, Contradiction> {
         match quiet {
             true => {
-                let believed = self.solve_as(component, Worth::Believed);
-                believed.or_else(|_| self.solve_as(component, Worth::Doubted))
+                let doubted = || self.solve_as(component, Worth::Doubted);
+                match self.is_refutable(component) {
+                    true => self.solve_as(component, Worth::Believed).or_else(|_| doubted()),
+                    false => doubted(),
+                }
             }
             false => self.solve_as(component, Worth::Moving),
         }
+    }
+
+    /// Whether all doubts can be refuted by numbers that agree.
+    fn is_refutable(&self, component: &Component) -> bool {
+        self.rows_of(component).iter().chain(&component.columns).all(|&id| {
+            let equation = &self.store[id];
+            equation.doubt.is_none_or(|doubt| doubt.refutable)
+                && equation.missing.is_none_or(|missing| missing.refutable)
+        })
     }
 
     fn solve_as(&self, component: &Component, worth: Worth) -> Result<Known, Contradiction> {
@@ -141,13 +153,11 @@ impl Settler<'_> {
             }
         }
         if let Some(missing) = row.missing
-            && !(worth == Worth::Believed && missing.refutable)
+            && worth != Worth::Believed
         {
             high += missing.most.get(unit);
         }
-        if let Some(doubt) = row.doubt
-            && !(worth == Worth::Believed && doubt.refutable)
-        {
+        if row.doubt.is_some() && worth != Worth::Believed {
             let slack = system.unknown(row.doubtful().get(unit));
             system.slack.insert(id, slack);
             plus.push(slack);
@@ -182,13 +192,11 @@ impl Settler<'_> {
             }
         }
         if let Some(missing) = column.missing
-            && !(worth == Worth::Believed && missing.refutable)
+            && worth != Worth::Believed
         {
             high += missing.most.get(unit);
         }
-        if let Some(doubt) = column.doubt
-            && !(worth == Worth::Believed && doubt.refutable)
-        {
+        if column.doubt.is_some() && worth != Worth::Believed {
             let extra = system.unknown(column.doubtful().get(unit));
             extras.insert(id, extra);
             plus.push(extra);
@@ -222,9 +230,7 @@ impl Settler<'_> {
         worth: Worth,
         unit: Unit,
     ) -> Option<Sum> {
-        let is_whole = |equation: &Equation| {
-            equation.missing.is_none_or(|missing| worth == Worth::Believed && missing.refutable)
-        };
+        let is_whole = |equation: &Equation| equation.missing.is_none() || worth == Worth::Believed;
         let mut sum = Sum::default();
         for &id in rows {
             let row = &self.store[id];

@@ -246,11 +246,11 @@ impl Attributor {
     /// A rule that stays and feeds other equations than before: what it counted since the last reading is of both times,
     /// and is in the new equations whole.
     fn doubt_straddled(&mut self, old: (&Arc<Chain>, &[Feed]), new: (&Arc<Chain>, &[Feed])) {
-        let name = old.0.name.clone();
+        let handed_over = self.handed_over.get(&old.0.name);
         let (old, new) = (uses(old), uses(new));
         for (&rule, before) in &old {
             let Some(after) = new.get(&rule) else { continue };
-            if before == after || !self.reconciler.holds(&name, rule) {
+            if before == after || handed_over.is_some_and(|rules| rules.contains(&rule)) {
                 continue;
             }
             for &(id, added) in before.symmetric_difference(after) {
