@@ -4,16 +4,16 @@ mod support;
 
 use accountant_core::Counter;
 use accountant_core::calico::PolicyKind::{GlobalNetworkPolicy, KubernetesNetworkPolicy, NetworkPolicy};
-use accountant_lab::Node;
 use accountant_lab::books::{Books, counted, counted_bytes, expected, expected_bytes};
 use accountant_lab::felix::{Backend, Dialect, Version};
 use accountant_lab::policy::{
     Allow, Deny, Endpoint, Model, Packet, Policy, Profile, Protocol, Rule, Selector, Tier, TierEnd, Truth,
 };
-use accountant_lab::scenario::{NODE_NAME, Scenario, Visit, demo};
+use accountant_lab::scenario::{Scenario, Visit, demo};
 use accountant_lab::traffic;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use support::lab::Lab;
 use support::{scrape, show, start};
 
 fn dialects(backend: Backend, versions: impl Fn(Version) -> bool) -> Vec<Dialect> {
@@ -21,24 +21,6 @@ fn dialects(backend: Backend, versions: impl Fn(Version) -> bool) -> Vec<Dialect
     let dialects: Vec<_> = Dialect::all().into_iter().filter(fits).collect();
     assert!(!dialects.is_empty());
     dialects
-}
-
-/// A node with rules, and its manifests in a folder.
-struct Lab {
-    node: Node,
-    manifests: tempfile::TempDir,
-}
-
-impl Lab {
-    fn new(scenario: &Scenario) -> Self {
-        let manifests = tempfile::tempdir().unwrap();
-        scenario.write_manifests(manifests.path()).unwrap();
-        Self { node: scenario.node().unwrap(), manifests }
-    }
-
-    fn arguments(&self) -> [&str; 4] {
-        ["--manifests", self.manifests.path().to_str().unwrap(), "--node-name", NODE_NAME]
-    }
 }
 
 /// Three rounds of everything, compared with the truth after each, by a running agent and by one that comes late.

@@ -1,6 +1,8 @@
 //! The agent under test, in a namespace of its own, and what it says.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses its part")]
 
+pub mod lab;
+
 use accountant_lab::{Agent, Namespace};
 use serde_json::Value;
 use std::collections::BTreeMap;
