@@ -2,8 +2,9 @@
 //!
 //! Each read is one system call a table. Structure is decoded only when the digest of everything but the counters changed.
 //! When somebody opens the lock file, one more read without the lock catches what the rules counted up to that moment: a
-//! rewrite then costs what passes between that read and the swap of the table, not what passed since the last poll. The
-//! look came too late, and counts for nothing, when the structure has changed by then.
+//! rewrite then costs what passes between that read and the swap of the table, not what passed since the last poll. Who
+//! closed the file before may have replaced the table, so the look may find other rules than the last one did; if nobody
+//! did, other rules mean that the look came too late.
 //!
 //! The filter table is read at every poll, mangle and raw as long as they have chains of host endpoints.
 
@@ -53,6 +54,8 @@ pub struct IptablesLegacy {
     sockets: HashMap<IpVersion, Socket>,
     tables: HashMap<TableId, KnownTable>,
     buffer: Vec<u8>,
+    /// Whether somebody was done with the lock since the last reading: tables may be others by now.
+    rewritten: bool,
 }
 
 /// What is remembered of a table between polls.
@@ -72,8 +75,11 @@ enum Circumstance {
     Locked,
     /// Without: a moment of zeros is possible.
     Unlocked,
-    /// Without, because a writer is about to replace a table: only of use if it has not yet done so.
-    LastLook,
+    /// Without, because a writer is about to replace a table.
+    LastLook {
+        /// Nobody else had the lock since the last reading: other rules are those of this very writer.
+        alone: bool,
+    },
 }
 
 /// Tables of iptables-legacy that the namespace has, by the text of `/proc/net/ip{,6}_tables_names`.
@@ -103,7 +109,14 @@ impl IptablesLegacy {
     /// Prepares to read the tables of the calling thread's network namespace.
     pub fn new(settings: Settings) -> Self {
         let lock = XtablesLock::open(&settings.lock_file);
-        Self { settings, lock, sockets: HashMap::new(), tables: HashMap::new(), buffer: Vec::new() }
+        Self {
+            settings,
+            lock,
+            sockets: HashMap::new(),
+            tables: HashMap::new(),
+            buffer: Vec::new(),
+            rewritten: false,
+        }
     }
 
     /// The tables that the namespace has, whether or not Calico uses them.
@@ -124,25 +137,33 @@ impl IptablesLegacy {
         poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
         self.tables.retain(|id, _| present.contains(id));
         for id in present {
-            if circumstance == Circumstance::LastLook && !self.has_endpoints(id) {
+            let is_last_look = matches!(circumstance, Circumstance::LastLook { .. });
+            let is_of_use = if is_last_look { self.has_endpoints(id) } else { !self.leave_alone(id) };
+            if !is_of_use {
                 continue;
             }
-            if circumstance != Circumstance::LastLook && self.leave_alone(id) {
-                continue;
-            }
+            let before = self.fingerprint(id);
             match self.read_table(id, wanted, circumstance) {
-                Ok(Some(snapshot)) => poll.tables.push(TablePoll { id, snapshot: Ok(snapshot) }),
-                Ok(None) if circumstance == Circumstance::LastLook => poll.notes.push(Note::MissedRewrite),
-                Ok(None) => {}
+                Ok(snapshot) => {
+                    poll.tables.extend(snapshot.map(|snapshot| TablePoll { id, snapshot: Ok(snapshot) }));
+                }
                 Err(error) => poll.tables.push(TablePoll { id, snapshot: Err(error) }),
             }
+            if circumstance == (Circumstance::LastLook { alone: true }) && self.fingerprint(id) != before {
+                poll.notes.push(Note::MissedRewrite);
+            }
         }
+        self.rewritten = false;
         poll.took = started.elapsed();
         poll
     }
 
     fn has_endpoints(&self, id: TableId) -> bool {
         self.tables.get(&id).is_some_and(|table| table.has_endpoints)
+    }
+
+    fn fingerprint(&self, id: TableId) -> Option<u64> {
+        self.tables.get(&id).map(|table| table.decoded.fingerprint)
     }
 
     /// Mangle and raw mostly have no chains of endpoints.
@@ -172,9 +193,6 @@ impl IptablesLegacy {
 
         let known = self.tables.get(&id);
         let same = known.is_some_and(|known| known.decoded.fingerprint == fingerprint);
-        if !same && circumstance == Circumstance::LastLook {
-            return Ok(None);
-        }
         let mut gone = Vec::new();
         let mut changed = HashSet::new();
         if !same {
@@ -229,13 +247,17 @@ impl RuleSource for IptablesLegacy {
     }
 
     fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
-        if !self.lock.was_opened() {
+        let news = self.lock.news();
+        self.rewritten |= news.closed;
+        if !news.opened {
             return Ok(None);
         }
         for table in self.tables.values_mut() {
             table.left_alone = LEAVE_ALONE;
         }
-        let poll = self.read_all(&Wanted::default(), Circumstance::LastLook);
+        let alone = news.closed_again || !self.rewritten;
+        let poll = self.read_all(&Wanted::default(), Circumstance::LastLook { alone });
+        tracing::debug!(tables = poll.tables.len(), "looked once more: somebody opened the xtables lock");
         Ok(Some(poll))
     }
 }
