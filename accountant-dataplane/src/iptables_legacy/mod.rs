@@ -1,10 +1,10 @@
 //! Source `iptables-legacy`: whole tables by getsockopt, under a shared lock.
 //!
 //! Each read is one system call a table. Structure is decoded only when the digest of everything but the counters changed.
-//! When somebody opens the lock file, one more read without the lock catches what the rules counted up to that moment: a
-//! rewrite then costs what passes between that read and the swap of the table, not what passed since the last poll. Who
-//! closed the file before may have replaced the table, so the look may find other rules than the last one did; if nobody
-//! did, other rules mean that the look came too late.
+//! When somebody opens the lock file, one more read without the lock catches what the rules counted up to that moment; when
+//! the file is closed again, one under the lock tells where the new rules begin. So a rewrite costs what passes between the
+//! first of the two and the swap of the table, and only what passes between the two is in doubt, not what passed since the
+//! last poll. Both tell all chains, because the next rewrite may change any of them.
 //!
 //! The filter table is read at every poll, mangle and raw as long as they have chains of host endpoints.
 
@@ -54,7 +54,8 @@ pub struct IptablesLegacy {
     sockets: HashMap<IpVersion, Socket>,
     tables: HashMap<TableId, KnownTable>,
     buffer: Vec<u8>,
-    /// Whether somebody was done with the lock since the last reading: tables may be others by now.
+    /// Whether somebody was done with the lock since the last reading: tables may be others by now, and other rules at the
+    /// next look do not mean that it came too late.
     rewritten: bool,
 }
 
@@ -76,10 +77,20 @@ enum Circumstance {
     /// Without: a moment of zeros is possible.
     Unlocked,
     /// Without, because a writer is about to replace a table.
-    LastLook {
-        /// Nobody else had the lock since the last reading: other rules are those of this very writer.
-        alone: bool,
-    },
+    LastLook,
+    /// Under the lock, because a writer is done.
+    Rewritten,
+}
+
+impl Circumstance {
+    /// Whether the reading was taken because of a writer.
+    fn is_rewrite(self) -> bool {
+        matches!(self, Self::LastLook | Self::Rewritten)
+    }
+
+    fn may_dip(self) -> bool {
+        matches!(self, Self::Unlocked | Self::LastLook)
+    }
 }
 
 /// Tables of iptables-legacy that the namespace has, by the text of `/proc/net/ip{,6}_tables_names`.
@@ -137,20 +148,16 @@ impl IptablesLegacy {
         poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
         self.tables.retain(|id, _| present.contains(id));
         for id in present {
-            let is_last_look = matches!(circumstance, Circumstance::LastLook { .. });
-            let is_of_use = if is_last_look { self.has_endpoints(id) } else { !self.leave_alone(id) };
+            let is_of_use =
+                if circumstance.is_rewrite() { self.has_endpoints(id) } else { !self.leave_alone(id) };
             if !is_of_use {
                 continue;
             }
-            let before = self.fingerprint(id);
             match self.read_table(id, wanted, circumstance) {
                 Ok(snapshot) => {
                     poll.tables.extend(snapshot.map(|snapshot| TablePoll { id, snapshot: Ok(snapshot) }));
                 }
                 Err(error) => poll.tables.push(TablePoll { id, snapshot: Err(error) }),
-            }
-            if circumstance == (Circumstance::LastLook { alone: true }) && self.fingerprint(id) != before {
-                poll.notes.push(Note::MissedRewrite);
             }
         }
         self.rewritten = false;
@@ -162,8 +169,31 @@ impl IptablesLegacy {
         self.tables.get(&id).is_some_and(|table| table.has_endpoints)
     }
 
-    fn fingerprint(&self, id: TableId) -> Option<u64> {
-        self.tables.get(&id).map(|table| table.decoded.fingerprint)
+    /// What tells the tables' rules from others.
+    fn fingerprints(&self) -> HashMap<TableId, u64> {
+        self.tables.iter().map(|(id, table)| (*id, table.decoded.fingerprint)).collect()
+    }
+
+    /// A writer is about to replace a table: what was counted up to now.
+    fn last_look(&mut self) -> Poll {
+        let (before, rewritten) = (self.fingerprints(), self.rewritten);
+        let mut poll = self.read_all(&Wanted::default(), Circumstance::LastLook);
+        if !rewritten && self.fingerprints() != before {
+            poll.notes.push(Note::MissedRewrite);
+        }
+        tracing::debug!(tables = poll.tables.len(), "looked once more: somebody opened the xtables lock");
+        poll
+    }
+
+    /// A writer is done: where the new rules begin. Nothing if another writer is at work, who will be done, too.
+    fn look_again(&mut self, missed: bool) -> Option<Poll> {
+        let _lock = self.lock.shared(Duration::ZERO).ok()?;
+        let before = self.fingerprints();
+        let mut poll = self.read_all(&Wanted::default(), Circumstance::Rewritten);
+        if missed && self.fingerprints() != before {
+            poll.notes.push(Note::MissedRewrite);
+        }
+        Some(poll)
     }
 
     /// Mangle and raw mostly have no chains of endpoints.
@@ -215,13 +245,14 @@ impl IptablesLegacy {
         }
         let needed = |chain: &&blob::DecodedChain| {
             let name = &chain.chain.name;
-            matches!(ChainKind::of(name), ChainKind::Endpoint { .. })
+            circumstance.is_rewrite()
+                || matches!(ChainKind::of(name), ChainKind::Endpoint { .. })
                 || changed.contains(name)
                 || wanted.contains(&(id, name.clone()))
         };
         let chains = known.decoded.chains.iter().filter(needed);
         let chains = chains.map(|c| Reading { chain: c.chain.clone(), counters: c.read(blob) }).collect();
-        let may_dip = circumstance != Circumstance::Locked;
+        let may_dip = circumstance.may_dip();
         Ok(Some(Snapshot { chains, gone, may_dip, at: now(), ..Snapshot::default() }))
     }
 }
@@ -249,16 +280,16 @@ impl RuleSource for IptablesLegacy {
     fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
         let news = self.lock.news();
         self.rewritten |= news.closed;
-        if !news.opened {
-            return Ok(None);
-        }
-        for table in self.tables.values_mut() {
+        for table in self.tables.values_mut().filter(|_| news.opened) {
             table.left_alone = LEAVE_ALONE;
         }
-        let alone = news.closed_again || !self.rewritten;
-        let poll = self.read_all(&Wanted::default(), Circumstance::LastLook { alone });
-        tracing::debug!(tables = poll.tables.len(), "looked once more: somebody opened the xtables lock");
-        Ok(Some(poll))
+        Ok(if news.opened && !news.closed_again {
+            Some(self.last_look())
+        } else if news.closed || news.closed_again {
+            self.look_again(news.closed_again && !self.rewritten)
+        } else {
+            None
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
 use mirror::{ChainKey, Mirror, MirrorChain, is_after};
 use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request, RuleAttrs};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{SysconfVar, sysconf};
 use socket::{Dump, Heard, Notifications, Query};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
@@ -52,6 +53,8 @@ pub struct Nftables {
     /// Tables that were read before, to notice when they go.
     tables: BTreeSet<TableId>,
     notes: Vec<Note>,
+    /// How many packets can be between two rules at a time.
+    in_flight: u32,
 }
 
 impl Nftables {
@@ -66,6 +69,7 @@ impl Nftables {
             gap: false,
             tables: BTreeSet::new(),
             notes: Vec::new(),
+            in_flight: in_flight(),
         })
     }
 
@@ -286,14 +290,14 @@ impl RuleSource for Nftables {
         for key in self.mirror.take_gone() {
             snapshots.entry(key.table).or_default().gone.push(key.chain);
         }
-        let (at, gap) = (now(), std::mem::take(&mut self.gap));
+        let (at, gap, in_flight) = (now(), std::mem::take(&mut self.gap), self.in_flight);
         let with_endpoints: BTreeSet<TableId> =
             self.mirror.chains().filter(|(key, _)| key.is_endpoint()).map(|(key, _)| key.table).collect();
         let gone = self.tables.difference(&with_endpoints).copied().collect();
         let tables = snapshots
             .into_iter()
             .filter(|(id, _)| with_endpoints.contains(id) || self.tables.contains(id))
-            .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, gap, ..snapshot }) })
+            .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, gap, in_flight, ..snapshot }) })
             .collect();
         self.tables = with_endpoints;
         let notes = std::mem::take(&mut self.notes);
@@ -309,6 +313,15 @@ impl RuleSource for Nftables {
         self.drain()?;
         Ok(None)
     }
+}
+
+/// nf_tables counts rule by rule and keeps nobody out meanwhile: on each processor a packet of a process and one of an
+/// interrupt can be on their way through a chain.
+fn in_flight() -> u32 {
+    const CONTEXTS: u32 = 2;
+    // Whoever cannot tell the number of processors has few.
+    let processors = sysconf(SysconfVar::_NPROCESSORS_CONF).ok().flatten().unwrap_or(1);
+    u32::try_from(processors).unwrap_or(1).saturating_mul(CONTEXTS)
 }
 
 fn header(family: u8) -> Nfgenmsg {
