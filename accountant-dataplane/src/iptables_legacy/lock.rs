@@ -1,4 +1,4 @@
-//! The lock of the xtables tools, and the news of who opens it.
+//! The lock of the xtables tools, and the news of who opens and closes it.
 //!
 //! `iptables`, `ip6tables` and `iptables-restore` of the legacy kind take an exclusive flock on this file before they
 //! read, change and replace a table (iptables 1.8: `/run/xtables.lock`, or `XTABLES_LOCKFILE`). Replacing is two system
@@ -27,6 +27,32 @@ pub(crate) struct XtablesLock {
     file: Option<File>,
     inotify: Option<Inotify>,
     watch: Option<WatchDescriptor>,
+}
+
+/// What others did with the lock file, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// Somebody was done with it.
+    pub(crate) closed: bool,
+    /// Somebody opened it: a table is about to be replaced.
+    pub(crate) opened: bool,
+    /// Whoever opened it is done: the table was replaced already.
+    pub(crate) closed_again: bool,
+}
+
+impl News {
+    fn take(&mut self, mask: AddWatchFlags) {
+        // An overflow of the queue is news too: somebody was very busy.
+        if mask.intersects(AddWatchFlags::IN_Q_OVERFLOW) {
+            *self = Self { closed: true, opened: true, closed_again: true };
+        } else if mask.intersects(AddWatchFlags::IN_OPEN) {
+            self.closed |= self.closed_again;
+            (self.opened, self.closed_again) = (true, false);
+        } else if mask.intersects(AddWatchFlags::IN_CLOSE) {
+            let which = if self.opened { &mut self.closed_again } else { &mut self.closed };
+            *which = true;
+        }
+    }
 }
 
 /// Proof that the lock is held shared; gives it back when dropped.
@@ -63,24 +89,24 @@ impl XtablesLock {
         }
     }
 
-    /// Becomes readable when somebody opens the lock file.
+    /// Becomes readable when somebody opens or closes the lock file.
     pub(crate) fn events(&self) -> Option<BorrowedFd<'_>> {
         self.inotify.as_ref().map(|inotify| inotify.as_fd())
     }
 
-    /// Whether somebody opened the file since the last call. Drains the news.
-    pub(crate) fn was_opened(&mut self) -> bool {
-        let Some(inotify) = &self.inotify else { return false };
-        let mut opened = false;
-        // An overflow of the queue is news too: somebody was very busy.
-        let opening = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_Q_OVERFLOW;
+    /// What happened to the file since the last call.
+    pub(crate) fn news(&mut self) -> News {
+        let mut news = News::default();
+        let Some(inotify) = &self.inotify else { return news };
         while let Ok(events) = inotify.read_events() {
             if events.is_empty() {
                 break;
             }
-            opened |= events.iter().any(|event| event.mask.intersects(opening));
+            for event in events {
+                news.take(event.mask);
+            }
         }
-        opened
+        news
     }
 
     fn reopen_if_replaced(&mut self) -> io::Result<()> {
@@ -105,7 +131,8 @@ impl XtablesLock {
                 // The kernel dropped the watch with the old file, if it is gone.
                 let _ = inotify.rm_watch(watch);
             }
-            self.watch = Some(inotify.add_watch(&self.path, AddWatchFlags::IN_OPEN)?);
+            let watched = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE;
+            self.watch = Some(inotify.add_watch(&self.path, watched)?);
         }
         Ok(())
     }
@@ -126,10 +153,17 @@ mod tests {
         let path = path("news");
         let mut lock = XtablesLock::open(&path);
         drop(lock.shared(Duration::ZERO).unwrap());
-        assert!(!lock.was_opened());
+        assert_eq!(lock.news(), News::default());
+        let other = File::open(&path).unwrap();
+        assert_eq!(lock.news(), News { opened: true, ..News::default() });
+        drop(other);
+        assert_eq!(lock.news(), News { closed: true, ..News::default() });
         drop(File::open(&path).unwrap());
-        assert!(lock.was_opened());
-        assert!(!lock.was_opened());
+        assert_eq!(lock.news(), News { opened: true, closed_again: true, ..News::default() });
+        drop(File::open(&path).unwrap());
+        let other = File::open(&path).unwrap();
+        assert_eq!(lock.news(), News { closed: true, opened: true, closed_again: false });
+        drop(other);
         std::fs::remove_file(path).unwrap();
     }
 
@@ -153,9 +187,9 @@ mod tests {
         assert!(lock.shared(Duration::from_millis(5)).is_err(), "the new file is the one to lock");
         drop(other);
         drop(lock.shared(Duration::ZERO).unwrap());
-        lock.was_opened();
+        lock.news();
         drop(File::open(&path).unwrap());
-        assert!(lock.was_opened(), "and the one to watch");
+        assert!(lock.news().opened, "and the one to watch");
         std::fs::remove_file(path).unwrap();
     }
 }

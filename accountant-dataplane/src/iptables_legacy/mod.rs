@@ -1,9 +1,10 @@
 //! Source `iptables-legacy`: whole tables by getsockopt, under a shared lock.
 //!
 //! Each read is one system call a table. Structure is decoded only when the digest of everything but the counters changed.
-//! When somebody opens the lock file, one more read without the lock catches what the rules counted up to that moment: a
-//! rewrite then costs what passes between that read and the swap of the table, not what passed since the last poll. The
-//! look came too late, and counts for nothing, when the structure has changed by then.
+//! When somebody opens the lock file, one more read without the lock catches what the rules counted up to that moment; when
+//! the file is closed again, one under the lock tells where the new rules begin. So a rewrite costs what passes between the
+//! first of the two and the swap of the table, and only what passes between the two is in doubt, not what passed since the
+//! last poll. Both tell all chains, because the next rewrite may change any of them.
 //!
 //! The filter table is read at every poll, mangle and raw as long as they have chains of host endpoints.
 
@@ -53,6 +54,9 @@ pub struct IptablesLegacy {
     sockets: HashMap<IpVersion, Socket>,
     tables: HashMap<TableId, KnownTable>,
     buffer: Vec<u8>,
+    /// Whether somebody was done with the lock since the last reading: tables may be others by now, and other rules at the
+    /// next look do not mean that it came too late.
+    rewritten: bool,
 }
 
 /// What is remembered of a table between polls.
@@ -72,8 +76,21 @@ enum Circumstance {
     Locked,
     /// Without: a moment of zeros is possible.
     Unlocked,
-    /// Without, because a writer is about to replace a table: only of use if it has not yet done so.
+    /// Without, because a writer is about to replace a table.
     LastLook,
+    /// Under the lock, because a writer is done.
+    Rewritten,
+}
+
+impl Circumstance {
+    /// Whether the reading was taken because of a writer.
+    fn is_rewrite(self) -> bool {
+        matches!(self, Self::LastLook | Self::Rewritten)
+    }
+
+    fn may_dip(self) -> bool {
+        matches!(self, Self::Unlocked | Self::LastLook)
+    }
 }
 
 /// Tables of iptables-legacy that the namespace has, by the text of `/proc/net/ip{,6}_tables_names`.
@@ -103,7 +120,14 @@ impl IptablesLegacy {
     /// Prepares to read the tables of the calling thread's network namespace.
     pub fn new(settings: Settings) -> Self {
         let lock = XtablesLock::open(&settings.lock_file);
-        Self { settings, lock, sockets: HashMap::new(), tables: HashMap::new(), buffer: Vec::new() }
+        Self {
+            settings,
+            lock,
+            sockets: HashMap::new(),
+            tables: HashMap::new(),
+            buffer: Vec::new(),
+            rewritten: false,
+        }
     }
 
     /// The tables that the namespace has, whether or not Calico uses them.
@@ -124,25 +148,52 @@ impl IptablesLegacy {
         poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
         self.tables.retain(|id, _| present.contains(id));
         for id in present {
-            if circumstance == Circumstance::LastLook && !self.has_endpoints(id) {
-                continue;
-            }
-            if circumstance != Circumstance::LastLook && self.leave_alone(id) {
+            let is_of_use =
+                if circumstance.is_rewrite() { self.has_endpoints(id) } else { !self.leave_alone(id) };
+            if !is_of_use {
                 continue;
             }
             match self.read_table(id, wanted, circumstance) {
-                Ok(Some(snapshot)) => poll.tables.push(TablePoll { id, snapshot: Ok(snapshot) }),
-                Ok(None) if circumstance == Circumstance::LastLook => poll.notes.push(Note::MissedRewrite),
-                Ok(None) => {}
+                Ok(snapshot) => {
+                    poll.tables.extend(snapshot.map(|snapshot| TablePoll { id, snapshot: Ok(snapshot) }));
+                }
                 Err(error) => poll.tables.push(TablePoll { id, snapshot: Err(error) }),
             }
         }
+        self.rewritten = false;
         poll.took = started.elapsed();
         poll
     }
 
     fn has_endpoints(&self, id: TableId) -> bool {
         self.tables.get(&id).is_some_and(|table| table.has_endpoints)
+    }
+
+    /// What tells the tables' rules from others.
+    fn fingerprints(&self) -> HashMap<TableId, u64> {
+        self.tables.iter().map(|(id, table)| (*id, table.decoded.fingerprint)).collect()
+    }
+
+    /// A writer is about to replace a table: what was counted up to now.
+    fn last_look(&mut self) -> Poll {
+        let (before, rewritten) = (self.fingerprints(), self.rewritten);
+        let mut poll = self.read_all(&Wanted::default(), Circumstance::LastLook);
+        if !rewritten && self.fingerprints() != before {
+            poll.notes.push(Note::MissedRewrite);
+        }
+        tracing::debug!(tables = poll.tables.len(), "looked once more: somebody opened the xtables lock");
+        poll
+    }
+
+    /// A writer is done: where the new rules begin. Nothing if another writer is at work, who will be done, too.
+    fn look_again(&mut self, missed: bool) -> Option<Poll> {
+        let _lock = self.lock.shared(Duration::ZERO).ok()?;
+        let before = self.fingerprints();
+        let mut poll = self.read_all(&Wanted::default(), Circumstance::Rewritten);
+        if missed && self.fingerprints() != before {
+            poll.notes.push(Note::MissedRewrite);
+        }
+        Some(poll)
     }
 
     /// Mangle and raw mostly have no chains of endpoints.
@@ -172,9 +223,6 @@ impl IptablesLegacy {
 
         let known = self.tables.get(&id);
         let same = known.is_some_and(|known| known.decoded.fingerprint == fingerprint);
-        if !same && circumstance == Circumstance::LastLook {
-            return Ok(None);
-        }
         let mut gone = Vec::new();
         let mut changed = HashSet::new();
         if !same {
@@ -197,13 +245,14 @@ impl IptablesLegacy {
         }
         let needed = |chain: &&blob::DecodedChain| {
             let name = &chain.chain.name;
-            matches!(ChainKind::of(name), ChainKind::Endpoint { .. })
+            circumstance.is_rewrite()
+                || matches!(ChainKind::of(name), ChainKind::Endpoint { .. })
                 || changed.contains(name)
                 || wanted.contains(&(id, name.clone()))
         };
         let chains = known.decoded.chains.iter().filter(needed);
         let chains = chains.map(|c| Reading { chain: c.chain.clone(), counters: c.read(blob) }).collect();
-        let may_dip = circumstance != Circumstance::Locked;
+        let may_dip = circumstance.may_dip();
         Ok(Some(Snapshot { chains, gone, may_dip, at: now(), ..Snapshot::default() }))
     }
 }
@@ -229,14 +278,18 @@ impl RuleSource for IptablesLegacy {
     }
 
     fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
-        if !self.lock.was_opened() {
-            return Ok(None);
-        }
-        for table in self.tables.values_mut() {
+        let news = self.lock.news();
+        self.rewritten |= news.closed;
+        for table in self.tables.values_mut().filter(|_| news.opened) {
             table.left_alone = LEAVE_ALONE;
         }
-        let poll = self.read_all(&Wanted::default(), Circumstance::LastLook);
-        Ok(Some(poll))
+        Ok(if news.opened && !news.closed_again {
+            Some(self.last_look())
+        } else if news.closed || news.closed_again {
+            self.look_again(news.closed_again && !self.rewritten)
+        } else {
+            None
+        })
     }
 }
 

@@ -158,11 +158,6 @@ impl Mirror {
         self.chains.get(key)
     }
 
-    /// Takes over a chain as it was read, where it differs from what notifications told.
-    pub(crate) fn correct(&mut self, key: &ChainKey, chain: MirrorChain) {
-        self.chains.insert(key.clone(), chain);
-    }
-
     /// The generation up to which notifications were heard.
     pub(crate) fn generation(&self) -> u32 {
         self.generation

@@ -15,11 +15,12 @@ mod socket;
 mod wire;
 
 use crate::source::{Note, Poll, RuleSource, SourceError, TablePoll, Wanted, now};
+use accountant_core::IpVersion;
 use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
-use accountant_core::{Counter, IpVersion};
 use mirror::{ChainKey, Mirror, MirrorChain, is_after};
 use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request, RuleAttrs};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{SysconfVar, sysconf};
 use socket::{Dump, Heard, Notifications, Query};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
@@ -30,6 +31,16 @@ const TRIES: u32 = 16;
 /// How long to wait for the notifications of a commit that the kernel already counts.
 const HEARING: Duration = Duration::from_millis(500);
 
+/// What came of dumping a chain's counters.
+enum Dumped {
+    Reading(Reading),
+    /// A commit came in between.
+    Interrupted,
+    /// The chain has other rules than the mirror, or is gone: a commit is not heard yet. The last counters of the old rules
+    /// come with its notifications, so the mirror must learn of it from nothing else.
+    Unlike,
+}
+
 /// The source.
 #[derive(Debug)]
 pub struct Nftables {
@@ -37,9 +48,13 @@ pub struct Nftables {
     notifications: Notifications,
     mirror: Mirror,
     synced: bool,
+    /// Whether notifications were lost since the last reading, so that rules may have come and gone unseen.
+    gap: bool,
     /// Tables that were read before, to notice when they go.
     tables: BTreeSet<TableId>,
     notes: Vec<Note>,
+    /// How many packets can be between two rules at a time.
+    in_flight: u32,
 }
 
 impl Nftables {
@@ -51,8 +66,10 @@ impl Nftables {
             query: Query::open()?,
             mirror: Mirror::default(),
             synced: false,
+            gap: false,
             tables: BTreeSet::new(),
             notes: Vec::new(),
+            in_flight: in_flight(),
         })
     }
 
@@ -107,19 +124,27 @@ impl Nftables {
         Ok(())
     }
 
-    /// Reads all chains that matter anew.
+    /// Reads all chains that matter anew, all of one generation: a commit that is heard later must find the chains as they
+    /// were before it.
     fn resync(&mut self) -> Result<(), SourceError> {
-        self.drain()?;
-        let generation = self.generation()?;
-        let mut chains = BTreeMap::new();
-        for key in self.list_chains()? {
-            if let Some((chain, _)) = self.dump_whole(&key)? {
-                chains.insert(key, chain);
+        for _ in 0..TRIES {
+            self.drain()?;
+            let generation = self.generation()?;
+            let mut chains = BTreeMap::new();
+            for key in self.list_chains()? {
+                if let Some(chain) = self.dump_whole(&key)? {
+                    chains.insert(key, chain);
+                }
             }
+            if self.generation()? == generation {
+                self.mirror.reset(generation, chains);
+                self.gap |= self.synced;
+                self.synced = true;
+                return Ok(());
+            }
+            self.notes.push(Note::Interrupted);
         }
-        self.mirror.reset(generation, chains);
-        self.synced = true;
-        Ok(())
+        Err(SourceError::Unstable { object: "nf_tables".into(), tries: TRIES })
     }
 
     fn list_chains(&mut self) -> Result<Vec<ChainKey>, SourceError> {
@@ -154,17 +179,13 @@ impl Nftables {
     }
 
     /// A chain with its rules, decoded.
-    fn dump_whole(&mut self, key: &ChainKey) -> Result<Option<(MirrorChain, Vec<Counter>)>, SourceError> {
+    fn dump_whole(&mut self, key: &ChainKey) -> Result<Option<MirrorChain>, SourceError> {
         for _ in 0..TRIES {
             let mut rules = Vec::new();
-            let mut counters = Vec::new();
             let mut unreadable = 0;
             let dump = self.query.ask(&rules_of(key), |_, payload| {
                 match rule::decode(payload.get(4..).unwrap_or_default(), key.table.native) {
-                    Some(message) => {
-                        rules.push((message.handle, message.rule));
-                        counters.push(message.counter);
-                    }
+                    Some(message) => rules.push((message.handle, message.rule)),
                     None => unreadable += 1,
                 }
                 Ok(())
@@ -174,7 +195,7 @@ impl Nftables {
                     let reason = format!("{unreadable} of its rules cannot be decoded");
                     return Err(SourceError::decode(describe(key), reason));
                 }
-                Dump::Whole => return Ok(Some((MirrorChain::new(&key.chain, rules), counters))),
+                Dump::Whole => return Ok(Some(MirrorChain::new(&key.chain, rules))),
                 Dump::Absent => return Ok(None),
                 Dump::Interrupted => self.notes.push(Note::Interrupted),
             }
@@ -182,8 +203,8 @@ impl Nftables {
         Err(SourceError::Unstable { object: describe(key), tries: TRIES })
     }
 
-    /// A chain's counters. Its rules are decoded only if they are not those of the mirror.
-    fn dump(&mut self, key: &ChainKey) -> Result<Option<Reading>, SourceError> {
+    /// A chain's counters, if its rules are those of the mirror.
+    fn dump(&mut self, key: &ChainKey) -> Result<Dumped, SourceError> {
         let mut handles = Vec::new();
         let mut counters = Vec::new();
         let dump = self.query.ask(&rules_of(key), |_, payload| {
@@ -194,16 +215,14 @@ impl Nftables {
             }
             Ok(())
         })?;
-        if dump == Dump::Whole
-            && let Some(known) = self.mirror.get(key)
-            && known.handles == handles
-        {
-            return Ok(Some(Reading { chain: known.chain.clone(), counters }));
+        if dump == Dump::Interrupted {
+            self.notes.push(Note::Interrupted);
+            return Ok(Dumped::Interrupted);
         }
-        let Some((chain, counters)) = self.dump_whole(key)? else { return Ok(None) };
-        let reading = Reading { chain: chain.chain.clone(), counters };
-        self.mirror.correct(key, chain);
-        Ok(Some(reading))
+        let known = self.mirror.get(key).filter(|known| dump == Dump::Whole && known.handles == handles);
+        Ok(known.map_or(Dumped::Unlike, |known| {
+            Dumped::Reading(Reading { chain: known.chain.clone(), counters })
+        }))
     }
 
     /// Dumps the chains that are needed until all dumps are of the generation that notifications were heard up to.
@@ -216,19 +235,27 @@ impl Nftables {
             };
             let missing = |key: &&ChainKey| needed(key) && !readings.contains_key(*key);
             let missing: Vec<_> = self.mirror.chains().map(|(key, _)| key).filter(missing).cloned().collect();
+            let (mut whole, mut unlike) = (true, Vec::new());
             for key in missing {
-                if let Some(reading) = self.dump(&key)? {
-                    readings.insert(key, reading);
+                match self.dump(&key)? {
+                    Dumped::Reading(reading) => drop(readings.insert(key, reading)),
+                    Dumped::Interrupted => whole = false,
+                    Dumped::Unlike => unlike.push(key),
                 }
             }
             let generation = self.generation()?;
             self.hear_up_to(generation)?;
+            let mut touched = self.mirror.take_touched();
+            if unlike.iter().any(|key| !touched.contains(key)) {
+                // No commit explains it.
+                self.mirror.lose();
+            }
             if self.mirror.is_stale() {
                 self.resync()?;
                 readings.clear();
+                touched.extend(self.mirror.take_touched());
             }
-            let touched = self.mirror.take_touched();
-            if touched.is_empty() {
+            if touched.is_empty() && whole {
                 return Ok(readings);
             }
             readings.retain(|key, _| !touched.contains(key));
@@ -263,14 +290,14 @@ impl RuleSource for Nftables {
         for key in self.mirror.take_gone() {
             snapshots.entry(key.table).or_default().gone.push(key.chain);
         }
-        let at = now();
+        let (at, gap, in_flight) = (now(), std::mem::take(&mut self.gap), self.in_flight);
         let with_endpoints: BTreeSet<TableId> =
             self.mirror.chains().filter(|(key, _)| key.is_endpoint()).map(|(key, _)| key.table).collect();
         let gone = self.tables.difference(&with_endpoints).copied().collect();
         let tables = snapshots
             .into_iter()
             .filter(|(id, _)| with_endpoints.contains(id) || self.tables.contains(id))
-            .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, ..snapshot }) })
+            .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, gap, in_flight, ..snapshot }) })
             .collect();
         self.tables = with_endpoints;
         let notes = std::mem::take(&mut self.notes);
@@ -286,6 +313,15 @@ impl RuleSource for Nftables {
         self.drain()?;
         Ok(None)
     }
+}
+
+/// nf_tables counts rule by rule and keeps nobody out meanwhile: on each processor a packet of a process and one of an
+/// interrupt can be on their way through a chain.
+fn in_flight() -> u32 {
+    const CONTEXTS: u32 = 2;
+    // Whoever cannot tell the number of processors has few.
+    let processors = sysconf(SysconfVar::_NPROCESSORS_CONF).ok().flatten().unwrap_or(1);
+    u32::try_from(processors).unwrap_or(1).saturating_mul(CONTEXTS)
 }
 
 fn header(family: u8) -> Nfgenmsg {

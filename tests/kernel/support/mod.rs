@@ -1,10 +1,17 @@
 //! The agent under test, in a namespace of its own, and what it says.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses its part")]
 
+pub mod lab;
+pub mod streams;
+
 use accountant_lab::{Agent, Namespace};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long anything is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -32,6 +39,15 @@ pub fn show(namespace: &Namespace, arguments: &[&str]) -> Value {
     let (out, err, code) = run(namespace, &[&["show", "--json", "--direct"], arguments].concat());
     assert_eq!(code, 0, "{err}");
     serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
+}
+
+/// Waits until something is so, or fails.
+pub fn wait_until(what: &str, so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A scrape, as values by series.

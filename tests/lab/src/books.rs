@@ -1,11 +1,12 @@
 //! The truth of the lab and the accounts of the agent in one form, to be compared or shown side by side.
 
 use crate::policy::{By, Did, Truth};
+use accountant_core::Counter;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Packets by account.
+/// Packets, or bytes, by account.
 pub type Books = BTreeMap<Line, u64>;
 
 /// An account, in words.
@@ -38,10 +39,19 @@ impl fmt::Debug for Line {
     }
 }
 
-/// What known traffic must have led to.
+/// The packets that known traffic must have been counted as.
 pub fn expected(truth: &Truth) -> Books {
+    of_truth(truth, |held| held.packets)
+}
+
+/// The same in bytes, from the IP header on.
+pub fn expected_bytes(truth: &Truth) -> Books {
+    of_truth(truth, |held| held.bytes)
+}
+
+fn of_truth(truth: &Truth, part: fn(Counter) -> u64) -> Books {
     let mut books = Books::new();
-    for (account, packets) in truth.accounts().filter(|(_, packets)| *packets > 0) {
+    for (account, held) in truth.balances().filter(|(_, held)| held.packets > 0) {
         let (tier, by, did) = match &account.by {
             By::Policy { tier, policy, did } => {
                 (&**tier, format!("{} {}/{}", policy.kind, policy.namespace, policy.name), *did)
@@ -59,7 +69,7 @@ pub fn expected(truth: &Truth) -> Books {
             by,
             verdict: verdict(did).into(),
         };
-        *books.entry(line).or_default() += packets;
+        *books.entry(line).or_default() += part(held);
     }
     books
 }
@@ -72,14 +82,23 @@ fn verdict(did: Did) -> &'static str {
     }
 }
 
-/// What the agent counted, of its `/accounts`. Established packets and the like are left out: the truth does not speak of
-/// them.
+/// The packets that the agent counted, of its `/accounts`. Established packets and the like are left out: the truth does
+/// not speak of them.
 pub fn counted(object: &Value) -> Books {
+    of_accounts(object, "packets")
+}
+
+/// The same in bytes.
+pub fn counted_bytes(object: &Value) -> Books {
+    of_accounts(object, "bytes")
+}
+
+fn of_accounts(object: &Value, field: &str) -> Books {
     let mut books = Books::new();
     for account in object["accounts"].as_array().into_iter().flatten() {
-        let packets = account["packets"].as_u64().unwrap_or(0);
-        if let (Some(line), true) = (line(account), packets > 0) {
-            *books.entry(line).or_default() += packets;
+        let held = account[field].as_u64().unwrap_or(0);
+        if let (Some(line), true) = (line(account), held > 0) {
+            *books.entry(line).or_default() += held;
         }
     }
     books

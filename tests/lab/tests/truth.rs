@@ -5,6 +5,7 @@
 
 mod common;
 
+use accountant_core::Counter;
 use accountant_lab::felix::Version;
 use accountant_lab::policy::{Account, By, Did, Model, Packet, Protocol, Truth};
 use serde_json::Value;
@@ -89,7 +90,7 @@ fn check(capture: &str, version: Version) {
     let model = common::captured::model(version);
     let mut truth = Truth::default();
     for (packet, count) in read(capture, "traffic.json").iter().filter_map(|traffic| sent(&model, traffic)) {
-        truth.book(&model, &packet, count);
+        truth.book(&model, &packet, Counter::new(count, 0));
     }
     let booked: BTreeSet<String> =
         truth.accounts().map(|(account, packets)| spelled(account, packets)).collect();

@@ -1,9 +1,9 @@
-//! Books of the truth: what each pod's accounts should hold after known traffic.
+//! Books of the truth: what each pod's accounts should hold after known traffic, in packets and bytes.
 
 use super::decide::{End, Packet};
 use super::{Endpoint, Model};
 use accountant_core::calico::PolicyId;
-use accountant_core::{Direction, IpVersion};
+use accountant_core::{Counter, Direction, IpVersion};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -64,17 +64,18 @@ pub enum Did {
 /// All accounts that anything was booked to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Truth {
-    accounts: BTreeMap<Account, u64>,
+    accounts: BTreeMap<Account, Counter>,
 }
 
 impl Truth {
-    /// Books so many packets like this one: with the pod that sends it, and if it may go on with the pod that gets it.
-    /// Says whether it arrives, as far as the pods' policies go; host endpoints are not asked.
-    pub fn book(&mut self, model: &Model, packet: &Packet, packets: u64) -> bool {
+    /// Books packets like this one, so many and with so many bytes from the IP header on: with the pod that sends them,
+    /// and if they may go on with the pod that gets them. Says whether they arrive, as far as the pods' policies go; host
+    /// endpoints are not asked.
+    pub fn book(&mut self, model: &Model, packet: &Packet, sent: Counter) -> bool {
         let ends = [(packet.source, Direction::Egress), (packet.destination, Direction::Ingress)];
         ends.into_iter().all(|(address, direction)| {
             let endpoint = model.endpoints.iter().find(|endpoint| endpoint.addresses.contains(&address));
-            endpoint.is_none_or(|endpoint| self.book_at(model, endpoint, direction, packet, packets))
+            endpoint.is_none_or(|endpoint| self.book_at(model, endpoint, direction, packet, sent))
         })
     }
 
@@ -84,7 +85,7 @@ impl Truth {
         pod: &Endpoint,
         direction: Direction,
         packet: &Packet,
-        packets: u64,
+        sent: Counter,
     ) -> bool {
         let decision = model.decide(pod, direction, packet);
         let passed = decision.passed.iter().map(|(tier, policy)| By::Policy {
@@ -110,19 +111,26 @@ impl Truth {
                 ip_version: if packet.source.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 },
                 by,
             };
-            *self.accounts.entry(account).or_default() += packets;
+            let held = self.accounts.entry(account).or_default();
+            held.packets += sent.packets;
+            held.bytes += sent.bytes;
         }
         decision.is_allowed()
     }
 
-    /// The accounts and what they hold, in order.
+    /// The accounts and the packets that they hold, in order.
     pub fn accounts(&self) -> impl Iterator<Item = (&Account, u64)> {
-        self.accounts.iter().map(|(account, packets)| (account, *packets))
+        self.balances().map(|(account, held)| (account, held.packets))
     }
 
-    /// What an account holds.
+    /// The accounts and what they hold, in order.
+    pub fn balances(&self) -> impl Iterator<Item = (&Account, Counter)> {
+        self.accounts.iter().map(|(account, held)| (account, *held))
+    }
+
+    /// The packets that an account holds.
     pub fn packets(&self, account: &Account) -> u64 {
-        self.accounts.get(account).copied().unwrap_or(0)
+        self.accounts.get(account).map_or(0, |held| held.packets)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::policy::{
     Truth,
 };
 use crate::traffic::{self, TcpListening, UdpEcho};
+use accountant_core::Counter;
 use accountant_core::calico::PolicyKind::{GlobalNetworkPolicy, KubernetesNetworkPolicy, NetworkPolicy};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -168,7 +169,7 @@ impl<'a> Visit<'a> {
     ) -> Result<()> {
         let sender = self.sender(from);
         let sent = traffic::udp_as(sender, from, SocketAddr::new(to, port), packets, 1)?;
-        books.book(from, to, (Protocol::Udp, port), sent);
+        books.book(from, to, (Protocol::Udp, port), (sent, traffic::udp_length(to, traffic::AS_PAYLOAD)));
         Ok(())
     }
 
@@ -182,7 +183,8 @@ impl<'a> Visit<'a> {
         flows: u32,
     ) -> Result<()> {
         traffic::udp_answered(self.sender(from), to, port, flows, 3, SOON)?;
-        books.book(from, to, (Protocol::Udp, port), flows.into());
+        let length = traffic::udp_length(to, traffic::QUESTION.len());
+        books.book(from, to, (Protocol::Udp, port), (flows.into(), length));
         Ok(())
     }
 
@@ -195,14 +197,14 @@ impl<'a> Visit<'a> {
         count: u32,
     ) -> Result<()> {
         traffic::connect(self.sender(from), to, port, count, 1000)?;
-        books.book(from, to, (Protocol::Tcp, port), count.into());
+        books.book(from, to, (Protocol::Tcp, port), (count.into(), traffic::syn_length(to)));
         Ok(())
     }
 
     fn ping(&self, books: &mut Books<'_, impl FnMut()>, from: IpAddr, to: IpAddr, count: u32) -> Result<()> {
         traffic::ping(self.sender(from), to, count, SOON)?;
         let protocol = if to.is_ipv4() { Protocol::Icmp(Some(8)) } else { Protocol::Icmpv6(Some(128)) };
-        books.book(from, to, (protocol, 0), count.into());
+        books.book(from, to, (protocol, 0), (count.into(), traffic::ping_length(to)));
         Ok(())
     }
 
@@ -220,9 +222,16 @@ struct Books<'a, F> {
 }
 
 impl<F: FnMut()> Books<'_, F> {
-    fn book(&mut self, from: IpAddr, to: IpAddr, (protocol, port): (Protocol, u16), packets: u64) {
+    /// Books so many packets of this length.
+    fn book(
+        &mut self,
+        from: IpAddr,
+        to: IpAddr,
+        (protocol, port): (Protocol, u16),
+        (packets, length): (u64, u64),
+    ) {
         let packet = Packet { source: from, destination: to, protocol, port };
-        self.truth.book(self.model, &packet, packets);
+        self.truth.book(self.model, &packet, Counter::new(packets, packets * length));
         (self.between)();
     }
 }

@@ -12,6 +12,9 @@ use std::time::Duration;
 const REQUEST_V4: [u8; 12] = [8, 0, 0, 0, 0, 0, 0, 1, b'l', b'a', b'b', 0];
 const REQUEST_V6: [u8; 12] = [128, 0, 0, 0, 0, 0, 0, 1, b'l', b'a', b'b', 0];
 
+/// The length of a request, from the ICMP header on.
+pub(super) const LENGTH: u64 = REQUEST_V4.len() as u64;
+
 /// Sends `count` echo requests, each from a socket and so an identifier of its own: each is a new flow to connection
 /// tracking. Returns how many were answered within the `patience`.
 pub fn ping(from: &Namespace, to: IpAddr, count: u32, patience: Duration) -> Result<u64> {

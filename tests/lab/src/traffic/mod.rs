@@ -18,7 +18,7 @@ mod udp;
 pub use echo::ping;
 pub use flood::{Flood, Flooded, Flooding, Until};
 pub use tcp::{Connected, TcpListening, connect};
-pub use udp::{UdpEcho, udp, udp_answered, udp_as};
+pub use udp::{AS_PAYLOAD, QUESTION, UdpEcho, udp, udp_answered, udp_as};
 
 use crate::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -26,6 +26,27 @@ use std::time::Duration;
 
 /// How long to wait for something that is on this machine and should come at once.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The length of an IP header without options.
+fn header(to: IpAddr) -> u64 {
+    if to.is_ipv4() { 20 } else { 40 }
+}
+
+/// The length of a UDP packet with so much payload, from the IP header on: what rules count.
+pub fn udp_length(to: IpAddr, payload: usize) -> u64 {
+    header(to) + 8 + payload as u64
+}
+
+/// The length of a SYN of [`connect`]: TCP's 20 bytes, and 20 of options (segment size, selective acknowledgements,
+/// timestamps, window scale) as Linux sends them unless it is told otherwise.
+pub fn syn_length(to: IpAddr) -> u64 {
+    header(to) + 40
+}
+
+/// The length of an echo request of [`ping`].
+pub fn ping_length(to: IpAddr) -> u64 {
+    header(to) + echo::LENGTH
+}
 
 /// Any port of any address, of the same version of IP.
 fn anywhere(like: IpAddr) -> SocketAddr {

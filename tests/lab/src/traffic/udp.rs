@@ -15,15 +15,20 @@ use std::time::{Duration, Instant};
 /// How often a listener looks whether it should end.
 const GLANCE: Duration = Duration::from_millis(20);
 
+/// Payload of what [`udp_as`] sends, in bytes.
+pub const AS_PAYLOAD: usize = 32;
+/// What [`udp_answered`] sends.
+pub const QUESTION: &[u8] = b"hello";
+
 /// Sends `flows` times `packets` UDP packets with `size` bytes of payload, each flow from a port of its own, and
 /// returns how many were sent in all. Nobody is waited for.
 pub fn udp(from: &Namespace, to: IpAddr, port: u16, flows: u32, packets: u32, size: usize) -> Result<u64> {
     send(from, anywhere(to), SocketAddr::new(to, port), flows, packets, size)
 }
 
-/// The same from one of the sender's addresses, for those that have several.
+/// The same with [`AS_PAYLOAD`] bytes from one of the sender's addresses, for those that have several.
 pub fn udp_as(from: &Namespace, source: IpAddr, to: SocketAddr, flows: u32, packets: u32) -> Result<u64> {
-    send(from, SocketAddr::new(source, 0), to, flows, packets, 32)
+    send(from, SocketAddr::new(source, 0), to, flows, packets, AS_PAYLOAD)
 }
 
 fn send(
@@ -67,7 +72,7 @@ pub fn udp_answered(
         for socket in &sockets {
             socket.set_read_timeout(Some(patience)).map_err(socket_error("set a timeout on", to))?;
             for _ in 0..packets {
-                socket.send_to(b"hello", (to, port)).map_err(socket_error("send UDP to", to))?;
+                socket.send_to(QUESTION, (to, port)).map_err(socket_error("send UDP to", to))?;
                 sent += 1;
                 if socket.recv_from(&mut buffer).is_err() {
                     break;
