@@ -1,8 +1,8 @@
 //! Rules as nf_tables tells them.
 #![no_main]
 
-use accountant_core::rule::Chain;
 use accountant_core::calico::endpoint::EndpointChain;
+use accountant_core::rule::Chain;
 use accountant_dataplane::nftables::rule::decode;
 use libfuzzer_sys::fuzz_target;
 

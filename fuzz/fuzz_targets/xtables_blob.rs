@@ -15,7 +15,8 @@ fuzz_target!(|blob: &[u8]| {
             assert_eq!(chain.read(blob).len(), chain.chain.rules().len());
         }
         // Known chains are found again, whatever they are.
-        let known = table.chains.iter().map(|chain| (chain.chain.name.clone(), chain.chain.clone())).collect();
+        let known =
+            table.chains.iter().map(|chain| (chain.chain.name.clone(), chain.chain.clone())).collect();
         assert!(decode(blob, layout, &known).is_ok());
     }
 });

@@ -89,7 +89,9 @@ fn lint() -> Result<()> {
     setup::toolchain()?;
     say("checking the format");
     cargo(&["fmt", "--all", "--check"]).run()?;
-    cargo(&["fmt", "--check"]).within("accountant-ebpf").run()?;
+    for folder in ["accountant-ebpf", "fuzz"] {
+        cargo(&["fmt", "--check"]).within(folder).run()?;
+    }
     say("linting");
     cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]).run()
 }

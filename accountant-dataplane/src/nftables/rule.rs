@@ -40,7 +40,7 @@ pub(crate) fn place<'a>(attributes: &IterableRuleAttrs<'a>) -> Option<(&'a str, 
 pub(crate) fn counter(attributes: &IterableRuleAttrs<'_>) -> Option<(u64, Counter)> {
     let mut handle = None;
     let mut found = Counter::ZERO;
-    for attribute in attributes.clone() {
+    for attribute in *attributes {
         match attribute.ok()? {
             RuleAttrs::Handle(number) => handle = Some(number),
             RuleAttrs::Expressions(list) => {
@@ -63,7 +63,7 @@ pub(crate) fn message(attributes: &IterableRuleAttrs<'_>, native: bool) -> Optio
     let mut reader = Reader { native, ..Reader::default() };
     let mut handle = None;
     let mut position = None;
-    for attribute in attributes.clone() {
+    for attribute in *attributes {
         match attribute.ok()? {
             RuleAttrs::Handle(number) => handle = Some(number),
             RuleAttrs::Position(number) => position = Some(number),
@@ -90,7 +90,7 @@ pub(crate) fn split_layer(chain: &str) -> Option<(Table, &str)> {
 type Expression<'a> = (&'a str, Option<ExprOps<'a>>);
 
 fn expressions<'a>(list: &IterableExprListAttrs<'a>) -> impl Iterator<Item = Expression<'a>> + use<'a> {
-    list.clone().map_while(Result::ok).map(|element| {
+    list.map_while(Result::ok).map(|element| {
         let ExprListAttrs::Elem(expression) = element;
         let mut name = "";
         let mut data = None;
