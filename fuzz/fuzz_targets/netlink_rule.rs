@@ -2,6 +2,7 @@
 #![no_main]
 
 use accountant_core::calico::endpoint::EndpointChain;
+use accountant_core::calico::shared::{PolicyChain, group_members};
 use accountant_core::rule::Chain;
 use accountant_dataplane::nftables::rule::decode;
 use libfuzzer_sys::fuzz_target;
@@ -10,7 +11,9 @@ fuzz_target!(|payload: &[u8]| {
     for native in [false, true] {
         if let Some(message) = decode(payload, native) {
             let chain = Chain::new("cali-tw-cali1".into(), vec![message.rule.clone(), message.rule]);
-            EndpointChain::read(&chain);
+            let marks = EndpointChain::read(&chain).marks;
+            PolicyChain::read(&chain, marks);
+            group_members(&chain);
         }
     }
 });
