@@ -2,6 +2,8 @@
 //!
 //! Labels are rendered once for as long as the set of accounts stays the same; a scrape then copies text and numbers.
 
+#[cfg(test)]
+mod docs;
 pub mod metrics;
 mod process;
 mod text;
