@@ -61,6 +61,10 @@ pub enum Note {
 }
 
 impl Note {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Unlocked, Self::MissedRewrite, Self::LostNotifications, Self::Interrupted];
+
     /// As labels print it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::mpsc;
 use std::thread;
 
 /// Arguments of `demo`.
@@ -54,37 +55,57 @@ impl Dataplane {
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::everything()?;
     build()?;
+    let interrupted = Interrupts::new()?;
+    // Before anything is made: whoever cannot be served should not have to wait for it.
+    let listener = if args.once { None } else { Some(listen()?) };
     for left_behind in netns::remove_abandoned()? {
-        say(&format!("removed {left_behind}, which a demo that was killed left behind"));
+        say(&format!("removed {left_behind}, which a process that was killed left behind"));
     }
-    let interrupted = interrupts()?;
     let scenario = demo();
     let (node, manifests) = make_node(&scenario, args.dataplane)?;
+    interrupted.check()?;
     let agent = start_agent(node.host(), manifests.path())?;
-    let truth = send(&scenario, &node, &agent, args.rounds)?;
+    let truth = send(&scenario, &node, &agent, args.rounds, &interrupted)?;
     let (sent, counted) = (expected(&truth), counted(&agent.accounts()?));
     let exact = print(&sent, &counted);
-    if args.once && !exact {
-        bail!("not every number is exact");
-    }
-    if !args.once {
-        serve(node.host().clone())?;
-        say(&format!("serving http://{ADDRESS}/metrics until Ctrl-C"));
-        interrupted.recv()?;
+    if let Some(listener) = listener {
+        serve(listener, node.host().clone());
+        say(&format!("serving http://{ADDRESS}/metrics until Ctrl-C; in another terminal, look with"));
+        println!("    curl -s {ADDRESS}/metrics | grep policy_packets\n    target/release/accountant show");
+        interrupted.wait()?;
         println!();
     }
     say("removing the node and its pods");
+    if !exact {
+        bail!("not every number is exact");
+    }
     Ok(())
 }
 
-/// A channel that Ctrl-C speaks through, so that everything made is dropped, and so removed, in order.
-fn interrupts() -> Result<std::sync::mpsc::Receiver<()>> {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    ctrlc::set_handler(move || {
-        // Nobody listens any more when the demo already ends.
-        let _ = sender.send(());
-    })?;
-    Ok(receiver)
+/// Ctrl-C, and being told to end: a word to the main thread, so that everything made is dropped, and so removed, in order.
+struct Interrupts(mpsc::Receiver<()>);
+
+impl Interrupts {
+    fn new() -> Result<Self> {
+        let (sender, receiver) = mpsc::channel();
+        ctrlc::set_handler(move || {
+            // Nobody listens any more when the demo already ends.
+            let _ = sender.send(());
+        })?;
+        Ok(Self(receiver))
+    }
+
+    /// Fails if there was one.
+    fn check(&self) -> Result<()> {
+        match self.0.try_recv() {
+            Ok(()) => bail!("interrupted; what was made is removed"),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(self.0.recv()?)
+    }
 }
 
 fn make_node(scenario: &Scenario, dataplane: Dataplane) -> Result<(Node, tempfile::TempDir)> {
@@ -107,17 +128,25 @@ fn start_agent(namespace: &Namespace, manifests: &Path) -> Result<Agent> {
     Ok(Agent::start(namespace, &root().join("target/release/accountant"), &arguments)?)
 }
 
-fn send(scenario: &Scenario, node: &Node, agent: &Agent, rounds: u32) -> Result<Truth> {
+fn send(
+    scenario: &Scenario,
+    node: &Node,
+    agent: &Agent,
+    rounds: u32,
+    interrupted: &Interrupts,
+) -> Result<Truth> {
     let visit = Visit::new(node)?;
     let mut truth = Truth::default();
     let mut failed = None;
     for round in 1..=rounds {
-        say(&format!("sending known traffic, round {round} of {rounds}"));
+        say(&format!("sending known traffic, TCP, UDP and ICMP, IPv4 and IPv6: round {round} of {rounds}"));
         visit.round(&scenario.model, &mut truth, || {
             if let Err(error) = agent.accounts() {
                 failed.get_or_insert(error);
             }
         })?;
+        // Ctrl-C reaches the agent, too: why it does not answer is then no riddle.
+        interrupted.check()?;
     }
     failed.map_or(Ok(truth), |error| Err(error.into()))
 }
@@ -137,8 +166,8 @@ fn print(sent: &Books, counted: &Books) -> bool {
         let remark = if sent == counted { "" } else { "<-- differs" };
         wrong += usize::from(sent != counted);
         let Line { workload, direction, ip_version, tier, by, verdict } = (*line).clone();
-        let numbers = [ip_version, sent, counted].map(|number| number.to_string());
-        let [version, sent, counted] = numbers;
+        let [sent, counted] = [sent, counted].map(|number| number.to_string());
+        let (version, by) = (format!("v{ip_version}"), in_words(&by));
         table.add_row([workload, direction, version, tier, by, verdict, sent, counted, remark.into()]);
     }
     for numbers in [6, 7] {
@@ -147,18 +176,36 @@ fn print(sent: &Books, counted: &Books) -> bool {
         }
     }
     println!("\n{}\n", table.trim_fmt());
-    let packets: u64 = sent.values().sum();
+    println!(
+        "SENT is what the policies must have decided about what was sent; COUNTED is what the agent read"
+    );
+    println!(
+        "from the rules. deny counts packets; allow and pass count the first packet of each connection.\n"
+    );
     match wrong {
-        0 => println!("every number is exact: {} accounts, {packets} packets", lines.len()),
-        _ => println!("{wrong} of {} accounts differ", lines.len()),
+        0 => println!("Every number is exact: {} accounts.", lines.len()),
+        _ => println!("{wrong} of {} accounts differ.", lines.len()),
     }
     wrong == 0
 }
 
+/// Who decided, as people say it: a cluster-wide policy has no namespace.
+fn in_words(by: &str) -> String {
+    match by {
+        "no_policy" => "no policy matched".into(),
+        "no_profile" => "no profile matched".into(),
+        _ => by.replace(" /", " "),
+    }
+}
+
+fn listen() -> Result<TcpListener> {
+    TcpListener::bind(ADDRESS).with_context(|| {
+        format!("listening on {ADDRESS}: does another program? `--once` needs no port of the machine")
+    })
+}
+
 /// Lets the machine's own port reach the agent's, which is in the node's namespace.
-fn serve(node: Namespace) -> Result<()> {
-    let listener =
-        TcpListener::bind(ADDRESS).with_context(|| format!("listening on {ADDRESS}: is the port taken?"))?;
+fn serve(listener: TcpListener, node: Namespace) {
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
             let node = node.clone();
@@ -166,7 +213,6 @@ fn serve(node: Namespace) -> Result<()> {
             thread::spawn(move || drop(forward(&node, client)));
         }
     });
-    Ok(())
 }
 
 fn forward(node: &Namespace, client: TcpStream) -> Result<()> {

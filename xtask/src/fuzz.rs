@@ -1,12 +1,16 @@
 //! Fuzzing every decoder, on a stable toolchain.
 //!
 //! libFuzzer needs the compiler to count which code ran; those flags are stable. What it finds is a panic, an overflow or a
-//! hang: there is no unsafe code in the decoders for a sanitizer to watch.
+//! hang: there is no unsafe code in the decoders for a sanitizer to watch. As many targets as there are processors run at a
+//! time; what they say goes into fuzz/target.
 
-use crate::command::{cargo, program, root, say};
+use crate::command::{cargo, root, say};
 use crate::setup;
-use anyhow::{Result, bail};
-use std::fs;
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
 
 /// Arguments of `fuzz`.
 #[derive(clap::Args)]
@@ -45,26 +49,58 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say("building the fuzz targets");
     // With an explicit target the flags do not reach build scripts and macros.
     cargo(&["build", "--release", "--target", TRIPLE]).within("fuzz").env("RUSTFLAGS", FLAGS).run()?;
-    for target in &targets {
-        say(&format!("fuzzing {target} for {} s", args.seconds));
-        let found = format!("fuzz/artifacts/{target}");
-        let grown = format!("fuzz/target/corpus/{target}");
-        fs::create_dir_all(root().join(&found))?;
-        fs::create_dir_all(root().join(&grown))?;
-        program(
-            root().join(format!("fuzz/target/{TRIPLE}/release/{target}")),
-            &[&grown, &format!("fuzz/corpus/{target}")],
-        )
-        .args(&[
-            format!("-max_total_time={}", args.seconds),
-            format!("-artifact_prefix={found}/"),
-            "-timeout=10".into(),
-            "-rss_limit_mb=2048".into(),
-            "-max_len=65536".into(),
-            "-verbosity=0".into(),
-            "-print_final_stats=1".into(),
-        ])
-        .run()?;
+    let abreast = thread::available_parallelism().map_or(1, usize::from);
+    let mut found = Vec::new();
+    for some in targets.chunks(abreast) {
+        say(&format!("fuzzing {} for {} s", some.join(", "), args.seconds));
+        let running: Vec<_> = some.iter().map(|target| start(target, args.seconds)).collect::<Result<_>>()?;
+        for run in running {
+            found.extend(run.end()?);
+        }
+    }
+    if !found.is_empty() {
+        bail!("findings in {}; the inputs are in fuzz/artifacts", found.join(", "));
     }
     Ok(())
+}
+
+/// A target that is being fuzzed.
+struct Run {
+    target: String,
+    log: PathBuf,
+    child: Child,
+}
+
+fn start(target: &str, seconds: u32) -> Result<Run> {
+    let artifacts = format!("fuzz/artifacts/{target}");
+    let grown = format!("fuzz/target/corpus/{target}");
+    for folder in [&artifacts, &grown] {
+        fs::create_dir_all(root().join(folder))?;
+    }
+    let log = root().join(format!("fuzz/target/{target}.log"));
+    let child = Command::new(root().join(format!("fuzz/target/{TRIPLE}/release/{target}")))
+        .args([&grown, &format!("fuzz/corpus/{target}")])
+        .args([format!("-max_total_time={seconds}"), format!("-artifact_prefix={artifacts}/")])
+        .args(["-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", "-print_final_stats=1"])
+        .current_dir(root())
+        .stdout(Stdio::null())
+        .stderr(File::create(&log)?)
+        .spawn()
+        .with_context(|| format!("starting the fuzz target {target}"))?;
+    Ok(Run { target: target.into(), log, child })
+}
+
+impl Run {
+    /// Waits for its end; its name if it found something.
+    fn end(mut self) -> Result<Option<String>> {
+        let status = self.child.wait()?;
+        let log = fs::read_to_string(&self.log)?;
+        if !status.success() {
+            println!("{log}");
+            return Ok(Some(self.target));
+        }
+        let inputs = log.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+        say(&format!("{}: {} inputs, no finding", self.target, inputs.unwrap_or("?").trim()));
+        Ok(None)
+    }
 }

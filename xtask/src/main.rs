@@ -40,6 +40,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Write what is generated in docs/metrics.md.
+    Docs,
     /// Formatting and lints, as errors.
     Lint,
     /// Fuzz every decoder for a while.
@@ -55,6 +57,7 @@ fn main() -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test { arguments } => test(&arguments),
         Command::Bench { arguments } => bench(&arguments),
+        Command::Docs => docs(),
         Command::Lint => lint(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Ci => {
@@ -85,11 +88,23 @@ fn bench(arguments: &[String]) -> Result<()> {
     cargo(&["run", "--release", "--quiet", "--package", "accountant-bench", "--"]).args(arguments).run()
 }
 
+/// A test compares the document with the table of metrics, and writes it when asked to.
+fn docs() -> Result<()> {
+    setup::toolchain()?;
+    say("writing docs/metrics.md");
+    let only = "export::prometheus::docs::the_document_is_made_from_the_table";
+    cargo(&["test", "--quiet", "--package", "accountant-agent", "--lib", "--", "--exact", only])
+        .env("ACCOUNTANT_REWRITE", "1")
+        .run()
+}
+
 fn lint() -> Result<()> {
     setup::toolchain()?;
     say("checking the format");
     cargo(&["fmt", "--all", "--check"]).run()?;
-    cargo(&["fmt", "--check"]).within("accountant-ebpf").run()?;
+    for folder in ["accountant-ebpf", "fuzz"] {
+        cargo(&["fmt", "--check"]).within(folder).run()?;
+    }
     say("linting");
     cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]).run()
 }

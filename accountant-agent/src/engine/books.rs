@@ -185,6 +185,7 @@ impl Books {
         for id in self.posting.values() {
             if let Some(book) = self.tables.get(id) {
                 in_use.extend(book.attributor.accounts());
+                in_use.extend(Cause::ALL.map(|cause| Key::Unattributed(id.source, cause)));
             }
         }
         for key in &in_use {

@@ -40,10 +40,12 @@ pub struct CompatAccount {
     pub(super) slots: Vec<Slot>,
 }
 
+/// What the accounts that make one series have in common: family, interface, label `type`, label `policy`.
+type Series = (CompatFamily, Interface, &'static str, Option<Box<str>>);
+
 /// The compatible accounts of the ledger.
 pub(super) fn accounts(ledger: &Ledger, index: &Index) -> Vec<CompatAccount> {
-    let mut slots: BTreeMap<(CompatFamily, Interface, &'static str, Option<Box<str>>), Vec<Slot>> =
-        BTreeMap::new();
+    let mut slots: BTreeMap<Series, Vec<Slot>> = BTreeMap::new();
     for (slot, key) in ledger.accounts() {
         let Key::Account(key) = key else { continue };
         let Some((family, policy)) = family(key) else { continue };
@@ -53,7 +55,7 @@ pub(super) fn accounts(ledger: &Ledger, index: &Index) -> Vec<CompatAccount> {
         };
         slots.entry((family, key.endpoint.interface.clone(), chain, policy)).or_default().push(slot);
     }
-    let account = |((family, interface, chain, policy), slots): ((_, Interface, _, _), _)| {
+    let account = |((family, interface, chain, policy), slots): (Series, Vec<Slot>)| {
         let stand_in = || Workload { pod: interface.as_str().into(), ..Workload::default() };
         let workload = index.workload(&interface).cloned().unwrap_or_else(stand_in);
         let mut ips = workload.ips;

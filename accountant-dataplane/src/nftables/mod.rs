@@ -8,6 +8,7 @@
 //! A reading is of one piece: the generation is asked for after the dumps, notifications are heard up to it, and chains
 //! that a commit touched meanwhile are dumped again. When notifications were lost everything is read anew.
 
+pub mod counter;
 pub mod rule;
 
 mod mirror;
@@ -17,8 +18,9 @@ mod wire;
 use crate::source::{Note, Poll, RuleSource, SourceError, TablePoll, Wanted, now};
 use accountant_core::IpVersion;
 use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
+use counter::handle_and_counter;
 use mirror::{ChainKey, Mirror, MirrorChain, is_after};
-use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request, RuleAttrs};
+use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{SysconfVar, sysconf};
 use socket::{Dump, Heard, Notifications, Query};
@@ -203,13 +205,13 @@ impl Nftables {
         Err(SourceError::Unstable { object: describe(key), tries: TRIES })
     }
 
-    /// A chain's counters, if its rules are those of the mirror.
+    /// A chain's counters. Its rules are decoded only if they are not those of the mirror.
     fn dump(&mut self, key: &ChainKey) -> Result<Dumped, SourceError> {
-        let mut handles = Vec::new();
-        let mut counters = Vec::new();
+        let rules = self.mirror.get(key).map_or(0, |known| known.handles.len());
+        let mut handles = Vec::with_capacity(rules);
+        let mut counters = Vec::with_capacity(rules);
         let dump = self.query.ask(&rules_of(key), |_, payload| {
-            let attributes = RuleAttrs::new(payload.get(4..).unwrap_or_default());
-            if let Some((handle, counter)) = rule::counter(&attributes) {
+            if let Some((handle, counter)) = handle_and_counter(payload.get(4..).unwrap_or_default()) {
                 handles.push(handle);
                 counters.push(counter);
             }

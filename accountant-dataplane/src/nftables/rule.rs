@@ -36,22 +36,6 @@ pub(crate) fn place<'a>(attributes: &IterableRuleAttrs<'a>) -> Option<(&'a str, 
     Some((table, chain))
 }
 
-/// Handle and counter alone: all that a poll needs of a rule that did not change.
-pub(crate) fn counter(attributes: &IterableRuleAttrs<'_>) -> Option<(u64, Counter)> {
-    let mut handle = None;
-    let mut found = Counter::ZERO;
-    for attribute in *attributes {
-        match attribute.ok()? {
-            RuleAttrs::Handle(number) => handle = Some(number),
-            RuleAttrs::Expressions(list) => {
-                found = expressions(&list).find_map(|(_, data)| read_counter(data?)).unwrap_or_default();
-            }
-            _ => {}
-        }
-    }
-    Some((handle?, found))
-}
-
 /// The payload of a NEWRULE or DELRULE message, behind the `nfgenmsg`.
 ///
 /// `native` tells that chains have the table-layer prefix of Felix' own tables.
@@ -90,7 +74,7 @@ pub(crate) fn split_layer(chain: &str) -> Option<(Table, &str)> {
 type Expression<'a> = (&'a str, Option<ExprOps<'a>>);
 
 fn expressions<'a>(list: &IterableExprListAttrs<'a>) -> impl Iterator<Item = Expression<'a>> + use<'a> {
-    (*list).map_while(Result::ok).map(|element| {
+    list.map_while(Result::ok).map(|element| {
         let ExprListAttrs::Elem(expression) = element;
         let mut name = "";
         let mut data = None;
@@ -102,13 +86,6 @@ fn expressions<'a>(list: &IterableExprListAttrs<'a>) -> impl Iterator<Item = Exp
         }
         (name, data)
     })
-}
-
-fn read_counter(operation: ExprOps<'_>) -> Option<Counter> {
-    match operation {
-        ExprOps::Counter(counter) => counter_of(&counter),
-        _ => None,
-    }
 }
 
 fn counter_of(counter: &IterableExprCounterAttrs<'_>) -> Option<Counter> {
@@ -154,7 +131,7 @@ impl Reader {
     fn expression(&mut self, name: &str, data: Option<ExprOps<'_>>) {
         self.content = xxh3_64_with_seed(name.as_bytes(), self.content);
         match data {
-            Some(ExprOps::Counter(counter)) => self.counter = counter_of(&counter),
+            Some(ExprOps::Counter(counter)) => self.counter = self.counter.or_else(|| counter_of(&counter)),
             Some(ExprOps::Immediate(immediate)) => self.immediate(&immediate),
             Some(ExprOps::Meta(meta)) => self.meta(&meta),
             Some(ExprOps::Ct(ct)) => self.conntrack(ct.get_key(), ct.get_dreg()),

@@ -61,7 +61,10 @@ pub(crate) fn measure(
 /// Processor time of each poll interval.
 fn percent_of_a_core(agent: &Agent, effort: Effort) -> Result<Vec<f64>> {
     let interval = || {
-        let cost = cost::of_process(agent.pid(), || Ok(thread::sleep(POLL_INTERVAL)))?;
+        let cost = cost::of_process(agent.pid(), || {
+            thread::sleep(POLL_INTERVAL);
+            Ok(())
+        })?;
         Ok(100.0 * seconds(cost.cpu) / seconds(cost.wall))
     };
     (0..effort.intervals).map(|_| interval()).collect()

@@ -7,6 +7,8 @@
 use crate::error::{Error, Result};
 use crate::tool;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -120,13 +122,18 @@ impl Drop for Owned {
     }
 }
 
-/// Removes the namespaces of lab processes that are no longer alive, and returns their names.
+/// Removes the namespaces of lab processes that are no longer alive, and returns their names. What still runs in there, an
+/// agent that nobody can end any more, is ended.
 pub fn remove_abandoned() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     let Ok(names) = fs::read_dir(FOLDER) else { return Ok(removed) };
     for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            for pid in ip(&["netns", "pids", &name])?.lines().filter_map(|line| line.trim().parse().ok()) {
+                // It may have ended by itself.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
             ip(&["netns", "del", &name])?;
             let _ = fs::remove_file(lock_file(&name));
             removed.push(name);
@@ -187,8 +194,16 @@ mod tests {
         // No process has this number: the kernel's limit is 4 194 304.
         let (theirs, ours) = ("acct-4999999-0-abandoned", Namespace::new("alive").unwrap());
         ip(&["netns", "add", theirs]).unwrap();
+        let inside = ["netns", "exec", theirs, "sleep", "1000"];
+        let mut sleeper = Command::new(tool::find("ip").unwrap()).args(inside).spawn().unwrap();
+        let in_there = || ip(&["netns", "pids", theirs]).unwrap().trim() == sleeper.id().to_string();
+        while !in_there() {
+            thread::yield_now();
+        }
         assert!(remove_abandoned().unwrap().contains(&theirs.to_string()));
         assert!(!Path::new(FOLDER).join(theirs).exists() && ours.path().exists());
+        // Ended by the signal: it would not have returned before.
+        assert!(!sleeper.wait().unwrap().success());
     }
 
     #[test]

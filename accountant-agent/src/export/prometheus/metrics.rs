@@ -20,103 +20,154 @@ pub struct Metric {
     pub name: &'static str,
     /// Type.
     pub kind: Kind,
+    /// What is counted.
+    pub unit: &'static str,
     /// One sentence.
     pub help: &'static str,
+    /// When there are no series of it.
+    pub absent: &'static str,
+    /// Where docs/metrics.md has it.
+    pub section: &'static str,
     /// Labels in order.
     pub labels: &'static [&'static str],
 }
 
 macro_rules! metrics {
-    ($($id:ident $kind:ident $name:literal [$($label:literal)*] $help:literal)*) => {
-        $(
+    ($($section:literal :
+        $($id:ident $kind:ident $name:literal in $unit:literal [$($label:literal)*] $help:literal $absent:literal)*
+    )*) => {
+        $($(
             #[doc = $help]
-            pub const $id: Metric =
-                Metric { name: $name, kind: Kind::$kind, help: $help, labels: &[$($label),*] };
-        )*
+            pub const $id: Metric = Metric {
+                name: $name,
+                kind: Kind::$kind,
+                unit: $unit,
+                help: $help,
+                absent: $absent,
+                section: $section,
+                labels: &[$($label),*],
+            };
+        )*)*
 
         /// All metrics, in the order in which they are exposed.
-        pub const ALL: &[Metric] = &[$($id),*];
+        pub const ALL: &[Metric] = &[$($($id),*),*];
     };
 }
 
 metrics! {
-    POLICY_PACKETS Counter "calico_accountant_policy_packets_total"
+    "policy":
+    POLICY_PACKETS Counter "calico_accountant_policy_packets_total" in "packets"
         ["namespace" "pod" "direction" "ip_version" "tier" "policy_kind" "policy_namespace" "policy" "action"]
         "Packets that a policy decided about: allow counts about one a connection, because established connections are not asked again; deny counts every packet."
-    POLICY_BYTES Counter "calico_accountant_policy_bytes_total"
+        "for policies that do not apply to the endpoint, and for actions that none of the policy's rules has"
+    POLICY_BYTES Counter "calico_accountant_policy_bytes_total" in "bytes"
         ["namespace" "pod" "direction" "ip_version" "tier" "policy_kind" "policy_namespace" "policy" "action"]
         "Length of the packets that a policy decided about, from the IP header on."
-    DEFAULT_DENY_PACKETS Counter "calico_accountant_default_deny_packets_total"
+        "where the packets are absent"
+
+    "default_deny":
+    DEFAULT_DENY_PACKETS Counter "calico_accountant_default_deny_packets_total" in "packets"
         ["namespace" "pod" "direction" "ip_version" "tier" "reason"]
         "Packets dropped because no policy of a tier, or no profile, decided about them."
-    DEFAULT_DENY_BYTES Counter "calico_accountant_default_deny_bytes_total"
+        "for tiers whose default action is Pass, and for endpoints without a policy in that direction (they still have the one for profiles)"
+    DEFAULT_DENY_BYTES Counter "calico_accountant_default_deny_bytes_total" in "bytes"
         ["namespace" "pod" "direction" "ip_version" "tier" "reason"]
         "Length of the packets dropped because no policy of a tier, or no profile, decided about them."
-    PROFILE_PACKETS Counter "calico_accountant_profile_packets_total"
+        "where the packets are absent"
+
+    "profile":
+    PROFILE_PACKETS Counter "calico_accountant_profile_packets_total" in "packets"
         ["namespace" "pod" "direction" "ip_version" "profile" "action"]
         "Packets that a profile decided about: allow counts about one a connection, deny every packet."
-    PROFILE_BYTES Counter "calico_accountant_profile_bytes_total"
+        "for endpoints without profiles, and for forwarded traffic of host endpoints"
+    PROFILE_BYTES Counter "calico_accountant_profile_bytes_total" in "bytes"
         ["namespace" "pod" "direction" "ip_version" "profile" "action"]
         "Length of the packets that a profile decided about, from the IP header on."
-    ENDPOINT_CHAIN_PACKETS Counter "calico_accountant_endpoint_chain_packets_total"
+        "where the packets are absent"
+
+    "endpoint_chain":
+    ENDPOINT_CHAIN_PACKETS Counter "calico_accountant_endpoint_chain_packets_total" in "packets"
         ["namespace" "pod" "direction" "ip_version" "rule" "verdict"]
         "Packets that a rule of the endpoint's own chain decided about, before any policy; established packets between two pods of a node show at the sender only."
-    ENDPOINT_CHAIN_BYTES Counter "calico_accountant_endpoint_chain_bytes_total"
+        "for rules that Felix did not write: no `packet_rate` without a QoS annotation, no `invalid` where that check is off"
+    ENDPOINT_CHAIN_BYTES Counter "calico_accountant_endpoint_chain_bytes_total" in "bytes"
         ["namespace" "pod" "direction" "ip_version" "rule" "verdict"]
         "Length of the packets that a rule of the endpoint's own chain decided about, before any policy."
-    UNATTRIBUTED_PACKETS Counter "calico_accountant_unattributed_packets_total"
+        "where the packets are absent"
+
+    "unattributed":
+    UNATTRIBUTED_PACKETS Counter "calico_accountant_unattributed_packets_total" in "packets"
         ["source" "cause"]
         "Packets that were counted and could not be charged to anything, by cause."
-    ATTRIBUTION_PACKETS Counter "calico_accountant_attribution_packets_total"
+        "for sources that are not counted"
+    ATTRIBUTION_PACKETS Counter "calico_accountant_attribution_packets_total" in "packets"
         ["source" "result"]
         "Packets by how exactly they were charged: to a policy or another account, to a group of policies because the numbers do not tell which, or not at all."
+        "for results that did not occur"
 
-    NO_POLICY_DROP OldCounter "no_policy_drop_counter"
+    "compat":
+    NO_POLICY_DROP OldCounter "no_policy_drop_counter" in "packets"
         ["pod" "pod_namespace" "app" "ip" "type"]
         "Number of packets dropped to or from a workload because no policies matched them"
-    POLICY_ACCEPT OldCounter "policy_accept_counter"
+        "for host endpoints, for endpoints without a policy in that direction, and with `--compat-metrics=false`"
+    POLICY_ACCEPT OldCounter "policy_accept_counter" in "packets"
         ["pod" "pod_namespace" "app" "ip" "type" "policy"]
         "Number of packets accepted by a policy on a workload"
-    POLICY_ACCEPT_DROP OldCounter "policy_accept_drop_counter"
+        "for host endpoints, for policies that accept nothing, and with `--compat-metrics=false`"
+    POLICY_ACCEPT_DROP OldCounter "policy_accept_drop_counter" in "packets"
         ["pod" "pod_namespace" "app" "ip" "type" "policy"]
         "Number of packets denied by an explicit rule of a policy on a workload"
-    DROPPED_SCRAPE OldCounter "calico_accountant_dropped_scrape"
+        "for host endpoints, for policies that deny nothing, and with `--compat-metrics=false`"
+    DROPPED_SCRAPE OldCounter "calico_accountant_dropped_scrape" in "scrapes"
         []
         "Number of scrapes from which these metrics were left out because all of them were below MINIMUM_COUNTER"
+        "with `--compat-metrics=false`"
 
-    SOURCE_UP Gauge "calico_accountant_source_up"
+    "agent":
+    SOURCE_UP Gauge "calico_accountant_source_up" in "0 or 1"
         ["source"]
         "Whether the source has chains of Calico's and could be read at the last try."
-    SOURCE_LAST_SUCCESS Gauge "calico_accountant_source_last_success_timestamp_seconds"
+        "never"
+    SOURCE_LAST_SUCCESS Gauge "calico_accountant_source_last_success_timestamp_seconds" in "seconds since 1970"
         ["source"]
         "When the source was last read."
-    SOURCE_POLL_DURATION Gauge "calico_accountant_source_poll_duration_seconds"
+        "until it was read once"
+    SOURCE_POLL_DURATION Gauge "calico_accountant_source_poll_duration_seconds" in "seconds"
         ["source"]
         "How long the last reading of the source took."
-    SOURCE_READS Counter "calico_accountant_source_reads_total"
+        "never"
+    SOURCE_READS Counter "calico_accountant_source_reads_total" in "readings"
         ["source"]
         "How often the source was read."
-    SOURCE_RESETS Counter "calico_accountant_source_resets_total"
+        "never"
+    SOURCE_RESETS Counter "calico_accountant_source_resets_total" in "rule counters"
         ["source"]
         "Rule counters that somebody set back; what they counted before stays counted."
-    SOURCE_ERRORS Counter "calico_accountant_source_errors_total"
+        "never"
+    SOURCE_ERRORS Counter "calico_accountant_source_errors_total" in "readings"
         ["source" "reason"]
         "Readings of the source that failed, by kind of failure."
-    SOURCE_EVENTS Counter "calico_accountant_source_events_total"
+        "for reasons that did not occur"
+    SOURCE_EVENTS Counter "calico_accountant_source_events_total" in "events"
         ["source" "event"]
         "Things that happened to the source and are worth knowing: the lock not had in time, a rewrite seen too late, lost notifications, interrupted dumps."
-    DATASTORE_IN_SYNC Gauge "calico_accountant_datastore_in_sync"
+        "for events that did not occur"
+    DATASTORE_IN_SYNC Gauge "calico_accountant_datastore_in_sync" in "0 or 1"
         ["kind"]
         "Whether all names were looked up and are followed."
-    DATASTORE_LAST_EVENT Gauge "calico_accountant_datastore_last_event_timestamp_seconds"
+        "without a datastore"
+    DATASTORE_LAST_EVENT Gauge "calico_accountant_datastore_last_event_timestamp_seconds" in "seconds since 1970"
         ["kind"]
         "When the datastore last changed a name."
-    DATASTORE_OBJECTS Gauge "calico_accountant_datastore_objects"
+        "without a datastore, and until it told the first name"
+    DATASTORE_OBJECTS Gauge "calico_accountant_datastore_objects" in "objects"
         ["kind"]
         "Objects that names are taken from."
-    BUILD_INFO Gauge "calico_accountant_build_info"
+        "without a datastore, and for kinds of which there are none"
+    BUILD_INFO Gauge "calico_accountant_build_info" in "always 1"
         ["version"]
         "The version of the agent; always 1."
+        "never"
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //! Labels are rendered once for as long as the set of accounts stays the same; a scrape then copies text and numbers.
 
+#[cfg(test)]
+mod docs;
 pub mod metrics;
 mod process;
 mod text;
@@ -13,8 +15,10 @@ use crate::engine::status::{SourceStatus, State};
 use accountant_core::Counter;
 use accountant_core::view::{Accounts, CompatAccount, CompatFamily, Family};
 use metrics::Metric;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{self, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 use text::{Text, render_labels};
@@ -75,7 +79,7 @@ impl Exporter {
         let counted = || view.accounts.compat.iter().map(|account| view.compat_balance(account).packets);
         let shown = self.minimum == 0 || counted().any(|packets| packets >= self.minimum);
         if !shown {
-            self.left_out.fetch_add(1, Ordering::Relaxed);
+            self.left_out.fetch_add(1, atomic::Ordering::Relaxed);
         }
         for (family, metric) in [
             (CompatFamily::NoPolicyDrop, &metrics::NO_POLICY_DROP),
@@ -83,14 +87,16 @@ impl Exporter {
             (CompatFamily::PolicyAcceptDrop, &metrics::POLICY_ACCEPT_DROP),
         ] {
             text.family(metric);
-            for (account, labels) in view.accounts.compat.iter().zip(&rendered.compat) {
-                if shown && account.family == family {
+            let accounts = &view.accounts.compat;
+            let range = stretch(accounts, |account| account.family.cmp(&family));
+            for (account, labels) in accounts[range.clone()].iter().zip(&rendered.compat[range]) {
+                if shown {
                     text.sample(metric.name, labels, view.compat_balance(account).packets);
                 }
             }
         }
         text.family(&metrics::DROPPED_SCRAPE);
-        text.sample(metrics::DROPPED_SCRAPE.name, "", self.left_out.load(Ordering::Relaxed));
+        text.sample(metrics::DROPPED_SCRAPE.name, "", self.left_out.load(atomic::Ordering::Relaxed));
     }
 }
 
@@ -130,18 +136,26 @@ fn family_metrics(family: Family) -> (&'static Metric, Option<&'static Metric>) 
     }
 }
 
+/// Where in a sorted list those are that compare as equal.
+fn stretch<T>(sorted: &[T], compare: impl Fn(&T) -> Ordering) -> Range<usize> {
+    let start = sorted.partition_point(|element| compare(element).is_lt());
+    let length = sorted[start..].partition_point(|element| compare(element).is_eq());
+    start..start + length
+}
+
 fn own_families(text: &mut Text, published: &Published, rendered: &Rendered) {
     let view = &published.view;
-    let accounts = || view.accounts.own.iter().zip(&rendered.own);
+    let accounts = &view.accounts.own;
     let packets = |counter: Counter| counter.packets;
     let bytes = |counter: Counter| counter.bytes;
     for family in Family::ALL {
         let (packet_metric, byte_metric) = family_metrics(family);
+        let range = stretch(accounts, |account| account.family.cmp(&family));
         let both =
             [Some((packet_metric, packets as fn(Counter) -> u64)), byte_metric.map(|m| (m, bytes as _))];
         for (metric, part) in both.into_iter().flatten() {
             text.family(metric);
-            for (account, labels) in accounts().filter(|(account, _)| account.family == family) {
+            for (account, labels) in accounts[range.clone()].iter().zip(&rendered.own[range.clone()]) {
                 text.sample(metric.name, labels, part(view.balance(account)));
             }
         }
