@@ -86,6 +86,8 @@ pub(crate) struct Equation {
     pub(crate) is_difference: bool,
     pub(crate) now: Sides,
     pub(crate) last: Sides,
+    /// The reading before `last`.
+    pub(crate) before: Sides,
     /// The greatest difference of any reading before the latest.
     pub(crate) floor: Amount,
     /// How much of it is accounted for.
@@ -118,6 +120,7 @@ impl Equation {
             is_difference: false,
             now: Sides::default(),
             last: Sides::default(),
+            before: Sides::default(),
             floor: Amount::ZERO,
             settled: Amount::ZERO,
             fed: false,
@@ -193,7 +196,7 @@ impl Equation {
         if self.read_in != snapshot {
             self.read_before = self.read_in;
             self.read_in = snapshot;
-            self.last = self.now;
+            (self.before, self.last) = (self.last, self.now);
             self.floor = self.floor.max(self.now.difference());
         }
     }
@@ -201,8 +204,11 @@ impl Equation {
     /// Doubts what came between the reading before and the next one.
     pub(crate) fn doubts(&mut self, blame: Blame, refutable: bool, in_flight: u64, snapshot: u64) {
         self.unusable |= !self.minus_terms.is_empty();
-        let low = self.low(in_flight).at_least_zero();
-        let from = if self.is_column() { low } else { low.max(self.settled) };
+        // Endpoints may have been read before the shared chain that they call, so that they can have lost what it told
+        // of at the last reading.
+        let low =
+            if self.is_column() { self.before.difference() } else { self.low(in_flight).at_least_zero() };
+        let from = low.max(self.settled);
         let old = self.doubt;
         self.doubt = Some(Doubt {
             blame: old.map_or(blame, |old| old.blame),

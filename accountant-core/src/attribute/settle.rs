@@ -135,7 +135,10 @@ impl Settler<'_> {
                         component.columns.extend(sum_of.is_column().then_some(sum));
                         let others = sum_of.terms.iter().map(|&other| &self.store[other]);
                         let rows = others.flat_map(|u| u.rows.iter().chain(&u.minus_rows));
-                        queue.extend(rows.filter(|row| open_set.contains(row)));
+                        let belongs = |row: &&EquationId| {
+                            open_set.contains(row) || !self.store[**row].minus_terms.is_empty()
+                        };
+                        queue.extend(rows.filter(belongs));
                     }
                 }
             }

@@ -210,7 +210,7 @@ pub(crate) fn dump(charged: &Book, truth: &Book) -> String {
 }
 
 /// Whether it is the account of a deny or of a pass.
-fn is_against(key: &Key) -> bool {
+pub(crate) fn is_against(key: &Key) -> bool {
     let Key::Account(AccountKey { what, .. }) = key else { return false };
     match what {
         What::Policy { action, .. } | What::Group { action, .. } | What::Profile { action, .. } => {

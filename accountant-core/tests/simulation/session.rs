@@ -5,7 +5,8 @@ use crate::fate::{Aim, Plan};
 use crate::felix;
 use crate::kernel::{Backend, Kernel};
 use crate::laws::{
-    Expected, Law, Verdict, all_accounted, no_account_exceeds, no_denies, no_sum_exceeds, nothing_lost,
+    Expected, Law, Verdict, all_accounted, is_against, no_account_exceeds, no_denies, no_sum_exceeds,
+    nothing_lost,
 };
 use crate::scenario::{LateDraw, Op, Scenario};
 use crate::source::{Late, Source};
@@ -249,6 +250,7 @@ impl Session {
         let late: Vec<_> = late.iter().map(|late| self.arrive(late)).collect();
         // What an agent finds cannot be told from what comes while it looks.
         self.exact &= late.is_empty() || self.agent.baseline.is_some();
+        let dips = self.source.dip > 0;
         let snapshot = self.source.read(&mut self.kernel, &late);
         let attribution = self.agent.take(&snapshot, &mut self.source);
         self.story.push(told(&snapshot, &attribution));
@@ -257,7 +259,7 @@ impl Session {
         self.impatient |= self.unsettled >= PATIENCE;
         // Two readings and no packet since the first of them.
         let rests = still && rested && before.decisions == self.truth.decisions;
-        if rests && !attribution.unsettled && self.agent.baseline.is_none() {
+        if rests && !dips && !attribution.unsettled && self.agent.baseline.is_none() {
             self.agent.baseline = Some((self.agent.charged.clone(), before));
         }
         self.check()?;
@@ -297,7 +299,11 @@ impl Session {
             let expected = Expected { structure, impatient, rewritten, late };
             all_accounted(&agent.charged, truth, &expected)?;
         } else if !self.unbounded_loss && self.kernel.backend.is_legacy() && self.holds(Law::Complete) {
-            nothing_lost(&agent.charged, truth, self.lost)?;
+            let open = truth.accounts.iter().filter(|(key, _)| {
+                // Where a tier shows nowhere what no policy decided, rewrites can leave open what was passed.
+                structure.silent && !self.pristine && is_against(key)
+            });
+            nothing_lost(&agent.charged, truth, self.lost + open.map(|(_, &amount)| amount).sum())?;
         }
         if self.holds(Law::Bounded) { self.is_bounded() } else { Ok(()) }
     }
