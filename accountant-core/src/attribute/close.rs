@@ -62,6 +62,10 @@ impl Settler<'_> {
     /// It does not come to rest: what is certain by now is accounted for.
     pub(super) fn close_moving(&mut self, component: &Component, known: Option<&Known>) {
         let rows = self.rows_of(component);
+        let can_move = |term: UnknownId| {
+            let place = component.unknowns.iter().position(|&unknown| unknown == term);
+            place.zip(known).is_none_or(|(place, known)| known.high[place].any_positive())
+        };
         for &row in &rows {
             let equation = &self.store[row];
             let low = equation.low(self.in_flight);
@@ -69,13 +73,15 @@ impl Settler<'_> {
                 self.charge(row, component, known, (low - equation.settled).at_least_zero());
             }
             let claimed = self.claimed(row);
+            // Where only one of them can have done anything it is clear who did what is not settled.
+            let is_shared = self.store[row].terms.iter().filter(|&&term| can_move(term)).count() > 1;
             let (snapshot, high) = (self.snapshot, self.store[row].high(self.snapshot));
             let equation = &mut self.store[row];
             equation.settled = low.max(equation.settled + claimed);
             equation.waited = 0;
             if equation.is_helper() {
                 equation.unusable = true;
-            } else if equation.terms.len() > 1 || equation.doubt.is_some() {
+            } else if is_shared || equation.doubt.is_some() {
                 equation.doubt = Some(Doubt {
                     blame: equation.doubt.map_or(Blame::Terms, |doubt| doubt.blame),
                     refutable: false,
@@ -86,7 +92,7 @@ impl Settler<'_> {
             }
         }
         for &column in &component.columns {
-            self.reopen(column, component);
+            self.reopen(column);
         }
         for &unknown in &component.unknowns {
             self.store[unknown].posted = Amount::ZERO;
@@ -94,16 +100,9 @@ impl Settler<'_> {
     }
 
     /// Starts a sum over endpoints anew, at a moment of which only bounds are known.
-    fn reopen(&mut self, id: EquationId, component: &Component) {
+    fn reopen(&mut self, id: EquationId) {
         let column = &self.store[id];
-        if self.is_unread(id) || !column.ever_fed {
-            let claimed = column.terms.iter().filter(|term| component.unknowns.contains(term));
-            let claimed: Amount = claimed.map(|&term| self.store[term].posted).sum();
-            let (since, column) = (self.snapshot, &mut self.store[id]);
-            column.settled += claimed;
-            column.misses(Amount::UNBOUNDED, false);
-            let (blame, from) = (Blame::Elsewhere, column.settled);
-            column.doubt = Some(Doubt { blame, refutable: false, from, to: None, since });
+        if !column.ever_fed {
             return;
         }
         let (low, high) = (column.low(self.in_flight), column.high(self.snapshot));
@@ -113,7 +112,10 @@ impl Settler<'_> {
             let rows = rows.filter(|row| row.role == Role::Counts && row.doubt.is_none());
             rows.map(|row| (row.high(self.snapshot) - row.settled).at_least_zero()).sum()
         };
-        let most = column.terms.iter().map(before).sum();
+        // Not more than the sum itself can have held by then, and missed before.
+        let missed = column.missing.map_or(Amount::ZERO, |missing| missing.most);
+        let held = (high - column.settled).at_least_zero() + missed;
+        let most = column.terms.iter().map(before).sum::<Amount>().min(held);
         let (snapshot, column) = (self.snapshot, &mut self.store[id]);
         column.settled = low;
         column.missing = Some(Missing { most, refutable: false });
@@ -159,7 +161,7 @@ impl Settler<'_> {
         let terms: Vec<_> = row.terms.iter().copied().filter(|&term| !self.store[term].guessed).collect();
         let is_open = |term: &UnknownId| {
             let place = component.unknowns.iter().position(|u| u == term);
-            place.zip(known).is_some_and(|(place, known)| known.is_open[place])
+            place.zip(known).is_some_and(|(place, known)| known.high[place] != known.low[place])
         };
         let open: Vec<_> = row.terms.iter().copied().filter(is_open).collect();
         let key_of_doubtful = match row.doubt.map(|doubt| doubt.blame) {

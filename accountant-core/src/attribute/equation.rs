@@ -154,8 +154,11 @@ impl Equation {
         if !self.fed || !self.is_difference {
             return self.last.difference();
         }
-        let passing = Amount { packets: in_flight.into(), bytes: i128::from(in_flight) * LONGEST_PACKET };
-        self.floor - passing
+        let longest = match self.relation {
+            Relation::Verdict(_) | Relation::Failsafe => LONGEST_PACKET,
+            _ => LONGEST_DATAGRAM,
+        };
+        self.floor - Amount { packets: in_flight.into(), bytes: i128::from(in_flight) * longest }
     }
 
     /// The most it can hold between the last two readings, since the first one.
@@ -262,6 +265,7 @@ impl Equation {
     }
 }
 
-/// Bytes of a packet at most: `skb->len` of a GRO/TSO packet can be this long (`GSO_MAX_SIZE`, linux/netdevice.h; BIG TCP
-/// has IPv6 packets of 512 KiB).
+/// Bytes of a packet at most: `skb->len` of a TCP packet of many segments (`GSO_MAX_SIZE`, linux/netdevice.h).
 const LONGEST_PACKET: i128 = 512 * 1024;
+/// Bytes of a packet that policy sees at most: it opens a connection or is a datagram (`GSO_LEGACY_MAX_SIZE`).
+const LONGEST_DATAGRAM: i128 = 64 * 1024;

@@ -150,13 +150,11 @@ impl Settler<'_> {
     }
 
     fn component(&mut self, component: &Component) {
-        let unread = component.columns.iter().any(|&column| self.is_unread(column));
-        let patient = self.is_patient(component);
-        if unread && patient {
+        if component.columns.iter().any(|&column| self.is_unread(column)) {
             self.wait(component);
             return;
         }
-        let quiet = !unread && self.is_quiet(component);
+        let (quiet, patient) = (self.is_quiet(component), self.is_patient(component));
         let known = self.solve(component, quiet).ok();
         if let Some(known) = &known {
             for (&unknown, &low) in component.unknowns.iter().zip(&known.low) {
@@ -189,7 +187,7 @@ impl Settler<'_> {
         }
     }
 
-    pub(super) fn is_unread(&self, column: EquationId) -> bool {
+    fn is_unread(&self, column: EquationId) -> bool {
         let column = &self.store[column];
         column.fed && column.read_in != self.snapshot
     }

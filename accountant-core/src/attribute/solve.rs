@@ -17,8 +17,8 @@ use std::collections::HashMap;
 pub(super) struct Known {
     /// The least of each unknown of the component.
     pub(super) low: Vec<Amount>,
-    /// Whether it could be more.
-    pub(super) is_open: Vec<bool>,
+    /// The most of each.
+    pub(super) high: Vec<Amount>,
     /// The most that is doubtful in a row.
     pub(super) doubtful: HashMap<EquationId, Amount>,
 }
@@ -74,14 +74,17 @@ impl Settler<'_> {
 
     fn solve_as(&self, component: &Component, worth: Worth) -> Result<Known, Contradiction> {
         let count = component.unknowns.len();
-        let mut known =
-            Known { low: vec![Amount::ZERO; count], is_open: vec![false; count], doubtful: HashMap::new() };
+        let mut known = Known {
+            low: vec![Amount::ZERO; count],
+            high: vec![Amount::ZERO; count],
+            doubtful: HashMap::new(),
+        };
         for unit in Unit::BOTH {
             let System { unknowns, sums, slack } = self.system(component, worth, unit);
             let bounds = tighten(unknowns, &sums)?;
             for (i, bounds) in bounds[..count].iter().enumerate() {
                 *known.low[i].get_mut(unit) = bounds.low;
-                known.is_open[i] |= bounds.high > bounds.low;
+                *known.high[i].get_mut(unit) = bounds.high;
             }
             for (row, index) in slack {
                 *known.doubtful.entry(row).or_insert(Amount::ZERO).get_mut(unit) = bounds[index].high;
