@@ -36,6 +36,8 @@ pub struct Poll {
     pub took: Duration,
     /// Things worth counting that happened since the last one.
     pub notes: Vec<Note>,
+    /// Whether chains of endpoints came to a table that had none, or went: other sources may have them now, or have had them.
+    pub moved: bool,
 }
 
 /// One table as it was read.

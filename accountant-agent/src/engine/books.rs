@@ -1,8 +1,7 @@
 //! The books: index, ledger and an attributor for each table that is read.
 //!
-//! Two backends can hold Calico's chains at once, while Felix changes from one to the other or where it left the old ones
-//! behind. Their rules count the same packets, so only one of them posts ([`Books::posting`]); the other is followed, so
-//! that nothing is counted twice when it takes over.
+//! Several backends can hold Calico's chains of a table at once. Their rules count the same packets, so only one of them
+//! posts ([`Books::posting`]) and the others are followed ([`Overlap`]).
 
 use accountant_core::attribute::Attributor;
 use accountant_core::index::Index;
@@ -14,8 +13,8 @@ use accountant_dataplane::{Poll, Wanted};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-/// How many ticks the posting backend must stand still while another moves before the other takes over.
-const STANDS_STILL: u64 = 3;
+use super::overlap::{self, Overlap};
+
 /// How many empty snapshots settle whatever a table that is gone left open.
 const CLOSING: usize = 8;
 /// How often it is looked which accounts are still in use.
@@ -37,9 +36,14 @@ pub(super) struct Books {
     ledger: Ledger,
     viewer: Viewer,
     tables: BTreeMap<TableId, Book>,
-    posting: BTreeMap<(IpVersion, Table), TableId>,
+    posting: BTreeMap<Place, TableId>,
+    /// Tables that several backends have.
+    overlaps: BTreeMap<Place, Overlap>,
+    /// What was counted last in tables that are gone.
+    departed: Vec<(TableId, Vec<Posting>)>,
+    /// Which of several backends was last said to be counted.
+    said: BTreeMap<Place, Option<TableId>>,
     wanted: Wanted,
-    tick: u64,
     looked_after: Option<Duration>,
     grace: Duration,
     /// Packets by source and by how exactly they were charged.
@@ -51,9 +55,12 @@ struct Book {
     attributor: Attributor,
     /// Postings since the last tick ended.
     held: Vec<Posting>,
-    /// The tick in which something was last counted.
-    moved: u64,
+    /// Whether another reading would tell more of what was counted already.
+    unsettled: bool,
 }
+
+/// What only one backend counts at a time.
+type Place = (IpVersion, Table);
 
 impl Books {
     pub(super) fn new(grace: Duration) -> Self {
@@ -66,7 +73,7 @@ impl Books {
         for table in &poll.tables {
             let Ok(snapshot) = &table.snapshot else { continue };
             let book = self.tables.entry(table.id).or_insert_with(|| Book::new(table.id));
-            let attribution = book.apply(snapshot, &self.index, self.tick);
+            let attribution = book.apply(snapshot, &self.index);
             told.unsettled |= attribution.unsettled;
             told.resets += attribution.resets;
             self.wanted.extend(attribution.wanted.into_iter().map(|chain| (table.id, chain)));
@@ -74,9 +81,9 @@ impl Books {
         for id in &poll.gone {
             if let Some(mut book) = self.tables.remove(id) {
                 for _ in 0..CLOSING {
-                    book.apply(&Snapshot::default(), &self.index, self.tick);
+                    book.apply(&Snapshot::default(), &self.index);
                 }
-                self.post(*id, book.held);
+                self.departed.push((*id, book.held));
             }
         }
         told
@@ -89,27 +96,106 @@ impl Books {
 
     /// Ends a tick: posts what was read.
     pub(super) fn end_tick(&mut self, now: Duration) {
-        self.choose_posting();
-        let held: Vec<_> =
-            self.tables.iter_mut().map(|(id, book)| (*id, std::mem::take(&mut book.held))).collect();
-        for (id, postings) in held {
-            self.post(id, postings);
+        let mut held: BTreeMap<Place, Vec<(TableId, Vec<Posting>)>> = BTreeMap::new();
+        for (id, postings) in self.departed.drain(..) {
+            held.entry(place(id)).or_default().push((id, postings));
+        }
+        for (id, book) in self.tables.iter_mut().filter(|(_, book)| book.is_in_use()) {
+            held.entry(place(*id)).or_default().push((*id, std::mem::take(&mut book.held)));
+        }
+        for (place, held) in held {
+            self.post_place(place, held);
         }
         self.rename();
         if self.looked_after.is_none_or(|last| now.saturating_sub(last) >= LOOK_AFTER) {
             self.looked_after = Some(now);
             self.open_and_retire(now);
         }
-        self.tick += 1;
+    }
+
+    /// Posts what the backends of one table counted in this tick.
+    fn post_place(&mut self, place: Place, held: Vec<(TableId, Vec<Posting>)>) {
+        let present: Vec<_> = held.iter().map(|(id, _)| *id).filter(|id| self.has_endpoints(id)).collect();
+        let known = self.posting.get(&place).copied();
+        let poster = known.or_else(|| self.most_alive(&held));
+        let Some(poster) = poster else { return };
+        let alone = held.iter().all(|(id, _)| *id == poster);
+        if (alone || known.is_none()) && !self.overlaps.contains_key(&place) {
+            // Of times that nobody saw, one backend's word has to do.
+            for (id, postings) in held {
+                if id == poster {
+                    self.post(id, postings);
+                }
+            }
+            self.posting.insert(place, poster);
+            self.say_if_several(place, poster, &present);
+            return;
+        }
+        let mut overlap = self.overlaps.remove(&place).unwrap_or_default();
+        let heir = present.first().copied().filter(|_| !present.contains(&poster));
+        // What is not settled yet will be told later, though it was counted before.
+        let unsettled = present.iter().any(|id| self.tables.get(id).is_some_and(|book| book.unsettled));
+        let next = match heir {
+            Some(heir) if !unsettled => {
+                self.hand_over(&mut overlap, poster, heir, held);
+                heir
+            }
+            _ => {
+                for (id, postings) in held {
+                    overlap.count(id, postings);
+                }
+                self.post(poster, overlap.post(poster));
+                let successor = overlap.successor(poster).filter(|id| present.contains(id));
+                heir.or(successor).inspect(|&id| self.post(id, overlap.post(id))).unwrap_or(poster)
+            }
+        };
+        self.posting.insert(place, next);
+        self.say_if_several(place, next, &present);
+        if present.len() > 1 || unsettled {
+            self.overlaps.insert(place, overlap);
+        }
+    }
+
+    /// Posts the tick in which the backend that posted went and another stays.
+    fn hand_over(
+        &mut self,
+        overlap: &mut Overlap,
+        went: TableId,
+        heir: TableId,
+        held: Vec<(TableId, Vec<Posting>)>,
+    ) {
+        let mut held: HashMap<TableId, Vec<Posting>> = held.into_iter().collect();
+        let [last, first] = [went, heir].map(|id| held.remove(&id).unwrap_or_default());
+        // What the one that went missed before this tick, or tells only now.
+        let earlier = overlap.post(heir);
+        let last = overlap::more_than(&overlap.behind(went), &last);
+        let more = overlap::more_than(&last, &first);
+        for (id, postings) in [(heir, earlier), (went, last), (heir, more)] {
+            self.post(id, postings);
+        }
+    }
+
+    fn has_endpoints(&self, id: &TableId) -> bool {
+        self.tables.get(id).is_some_and(Book::has_endpoints)
     }
 
     fn post(&mut self, id: TableId, postings: Vec<Posting>) {
-        if self.posting.get(&place(id)) == Some(&id) {
-            for posting in postings {
-                let exactness = self.exactness.entry((id.source, exactness(&posting.key))).or_default();
-                *exactness = exactness.saturating_add(posting.amount.packets);
-                self.ledger.post(posting);
-            }
+        for posting in postings {
+            let exactness = self.exactness.entry((id.source, exactness(&posting.key))).or_default();
+            *exactness = exactness.saturating_add(posting.amount.packets);
+            self.ledger.post(posting);
+        }
+    }
+
+    /// Says which of several backends is counted, when that changes.
+    fn say_if_several(&mut self, (ip_version, table): Place, poster: TableId, present: &[TableId]) {
+        let several = (present.len() > 1).then_some(poster);
+        if self.said.insert((ip_version, table), several) != Some(several) && several.is_some() {
+            tracing::warn!(
+                table = %format_args!("IPv{ip_version} {table}"),
+                counted = backend(poster),
+                "several backends hold Calico's chains: counting one of them"
+            );
         }
     }
 
@@ -119,46 +205,13 @@ impl Books {
         of_source.map(|((_, result), packets)| (*result, *packets)).collect()
     }
 
-    /// Chooses, for each table, the backend that posts.
-    fn choose_posting(&mut self) {
-        let mut places: BTreeMap<_, Vec<TableId>> = BTreeMap::new();
-        for (id, book) in &self.tables {
-            if book.attributor.endpoints().next().is_some() {
-                places.entry(place(*id)).or_default().push(*id);
-            }
-        }
-        for (place, ids) in places {
-            let present = self.posting.get(&place).copied().filter(|id| ids.contains(id));
-            let chosen = match present {
-                None => self.most_alive(&ids),
-                Some(present) => {
-                    ids.iter().copied().find(|&id| self.overtakes(id, present)).unwrap_or(present)
-                }
-            };
-            if self.posting.insert(place, chosen) != Some(chosen) && ids.len() > 1 {
-                tracing::warn!(
-                    ?place,
-                    ?chosen,
-                    "several backends hold Calico's chains: counting one of them"
-                );
-            }
-        }
-    }
-
     /// The backend with the most chains of endpoints; among equals the one that counted more.
-    fn most_alive(&self, ids: &[TableId]) -> TableId {
-        let weight = |id: &TableId| {
-            self.tables.get(id).map(|book| {
-                let counted: u64 = book.held.iter().map(|posting| posting.amount.packets).sum();
-                (book.attributor.endpoints().count(), counted)
-            })
+    fn most_alive(&self, held: &[(TableId, Vec<Posting>)]) -> Option<TableId> {
+        let weight = |(id, postings): &&(TableId, Vec<Posting>)| {
+            let counted: u64 = postings.iter().map(|posting| posting.amount.packets).sum();
+            (self.tables.get(id).map(|book| book.attributor.endpoints().count()), counted)
         };
-        ids.iter().copied().max_by_key(weight).unwrap_or(ids[0])
-    }
-
-    fn overtakes(&self, id: TableId, present: TableId) -> bool {
-        let moved = |id| self.tables.get(&id).map_or(0, |book| book.moved);
-        moved(id) >= moved(present) + STANDS_STILL
+        held.iter().max_by_key(weight).map(|(id, _)| *id)
     }
 
     /// Gives accounts the names that are known by now; also those that postings are held for.
@@ -174,6 +227,9 @@ impl Books {
             }
         }
         for (old, new) in renamed {
+            for overlap in self.overlaps.values_mut() {
+                overlap.rename(&old, &new);
+            }
             self.ledger.rename(&old, new);
         }
     }
@@ -212,21 +268,23 @@ impl Books {
 }
 
 impl Book {
-    fn new(id: TableId) -> Self {
-        Self { attributor: Attributor::new(id), held: Vec::new(), moved: 0 }
+    fn has_endpoints(&self) -> bool {
+        self.attributor.endpoints().next().is_some()
     }
 
-    fn apply(
-        &mut self,
-        snapshot: &Snapshot,
-        index: &Index,
-        tick: u64,
-    ) -> accountant_core::attribute::Attribution {
+    /// Whether it has chains of endpoints, or had them until now.
+    fn is_in_use(&self) -> bool {
+        self.has_endpoints() || !self.held.is_empty()
+    }
+
+    fn new(id: TableId) -> Self {
+        Self { attributor: Attributor::new(id), held: Vec::new(), unsettled: false }
+    }
+
+    fn apply(&mut self, snapshot: &Snapshot, index: &Index) -> accountant_core::attribute::Attribution {
         let mut attribution = self.attributor.apply(snapshot, index);
         self.held.append(&mut attribution.postings);
-        if !self.held.is_empty() {
-            self.moved = tick;
-        }
+        self.unsettled = attribution.unsettled;
         attribution
     }
 }
@@ -240,6 +298,15 @@ fn exactness(key: &Key) -> &'static str {
     }
 }
 
-fn place(id: TableId) -> (IpVersion, Table) {
+/// What people call the backend.
+fn backend(id: TableId) -> &'static str {
+    match (id.source, id.native) {
+        (Source::IptablesLegacy, _) => "iptables-legacy",
+        (Source::Nftables, false) => "iptables-nft",
+        (Source::Nftables, true) => "nftables",
+    }
+}
+
+fn place(id: TableId) -> Place {
     (id.ip_version, id.table)
 }

@@ -5,6 +5,7 @@
 //! come during a tick share it. A source that hangs delays a tick only for a while.
 
 mod books;
+mod overlap;
 pub mod sources;
 pub mod status;
 
@@ -193,8 +194,12 @@ impl Engine {
         let source = report.source;
         if report.asked {
             self.busy.remove(&source);
+        } else if report.poll.as_ref().is_ok_and(|poll| poll.moved) {
+            // Calico's chains come or go: the other sources may have what this one has no longer, or not yet.
+            self.begin_tick();
         }
-        if let Some(status) = self.sources.get_mut(&source) {
+        let is_reading = report.asked || report.poll.as_ref().is_ok_and(|poll| !poll.tables.is_empty());
+        if let Some(status) = self.sources.get_mut(&source).filter(|_| is_reading || report.poll.is_err()) {
             status.note(&report.poll, SystemTime::now());
         }
         let told = report.poll.map(|poll| self.books.take(&poll)).unwrap_or_default();

@@ -143,13 +143,17 @@ impl IptablesLegacy {
 
     fn read_all(&mut self, wanted: &Wanted, circumstance: Circumstance) -> Poll {
         let started = Instant::now();
-        let mut poll = Poll { tables: Vec::new(), gone: Vec::new(), took: Duration::ZERO, notes: Vec::new() };
+        let mut poll = Poll::default();
+        let with_endpoints = self.with_endpoints();
         let present = Self::present();
         poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
         self.tables.retain(|id, _| present.contains(id));
         for id in present {
-            let is_of_use =
-                if circumstance.is_rewrite() { self.has_endpoints(id) } else { !self.leave_alone(id) };
+            let is_of_use = match circumstance {
+                Circumstance::LastLook => self.has_endpoints(id),
+                Circumstance::Rewritten => self.has_endpoints(id) || id.table == Table::Filter,
+                Circumstance::Locked | Circumstance::Unlocked => !self.leave_alone(id),
+            };
             if !is_of_use {
                 continue;
             }
@@ -161,12 +165,17 @@ impl IptablesLegacy {
             }
         }
         self.rewritten = false;
+        poll.moved = self.with_endpoints() != with_endpoints;
         poll.took = started.elapsed();
         poll
     }
 
     fn has_endpoints(&self, id: TableId) -> bool {
         self.tables.get(&id).is_some_and(|table| table.has_endpoints)
+    }
+
+    fn with_endpoints(&self) -> HashSet<TableId> {
+        self.tables.iter().filter(|(_, table)| table.has_endpoints).map(|(id, _)| *id).collect()
     }
 
     /// What tells the tables' rules from others.

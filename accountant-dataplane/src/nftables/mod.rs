@@ -75,6 +75,10 @@ impl Nftables {
         })
     }
 
+    fn with_endpoints(&self) -> BTreeSet<TableId> {
+        self.mirror.chains().filter(|(key, _)| key.is_endpoint()).map(|(key, _)| key.table).collect()
+    }
+
     fn generation(&mut self) -> Result<u32, SourceError> {
         let request = Request::new().op_getgen_do(&Nfgenmsg::new());
         let mut generation = None;
@@ -293,27 +297,29 @@ impl RuleSource for Nftables {
             snapshots.entry(key.table).or_default().gone.push(key.chain);
         }
         let (at, gap, in_flight) = (now(), std::mem::take(&mut self.gap), self.in_flight);
-        let with_endpoints: BTreeSet<TableId> =
-            self.mirror.chains().filter(|(key, _)| key.is_endpoint()).map(|(key, _)| key.table).collect();
+        let with_endpoints = self.with_endpoints();
         let gone = self.tables.difference(&with_endpoints).copied().collect();
         let tables = snapshots
             .into_iter()
             .filter(|(id, _)| with_endpoints.contains(id) || self.tables.contains(id))
             .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, gap, in_flight, ..snapshot }) })
             .collect();
+        let moved = self.tables != with_endpoints;
         self.tables = with_endpoints;
         let notes = std::mem::take(&mut self.notes);
-        Ok(Poll { tables, gone, took: started.elapsed(), notes })
+        Ok(Poll { tables, gone, took: started.elapsed(), notes, moved })
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {
         Some(self.notifications.fd())
     }
 
-    /// Only hears, so that the kernel need not hold news back; what they tell is handed over with the next reading.
+    /// Only hears, so that the kernel need not hold news back; what they tell is handed over with the next reading. Nobody
+    /// should wait for that when Calico's chains came or went.
     fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
         self.drain()?;
-        Ok(None)
+        let moved = self.synced && self.with_endpoints() != self.tables;
+        Ok(moved.then(|| Poll { moved, ..Poll::default() }))
     }
 }
 

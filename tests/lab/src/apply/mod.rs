@@ -149,15 +149,21 @@ impl Felix {
 
     /// Removes all rules and sets: the namespace is as it was before the first writing.
     pub fn remove_everything(&mut self) -> Result<()> {
+        self.remove_rules()?;
+        if self.dialect.backend() != Backend::Nft {
+            self.node.run("ipset", &["destroy"])?;
+        }
+        Ok(())
+    }
+
+    /// Removes all rules, as Felix removes those of one backend when it changes to another, whose rules need the sets.
+    pub fn remove_rules(&mut self) -> Result<()> {
         self.last = None;
         for version in IpVersion::BOTH {
             match self.dialect.backend() {
                 Backend::Nft => native::remove(&self.node, version)?,
                 _ => self.tools(version).remove_everything()?,
             }
-        }
-        if self.dialect.backend() != Backend::Nft {
-            self.node.run("ipset", &["destroy"])?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::felix::{Ruleset, SetContent};
 use crate::netns::Namespace;
 use std::fmt::Write;
 
-/// Makes new sets and brings the members of all sets up to date.
+/// Makes new sets, those that another backend left behind among them, and brings the members of all sets up to date.
 pub(super) fn create(node: &Namespace, before: Option<&Ruleset>, next: &Ruleset) -> Result<()> {
     let mut text = String::new();
     for (name, set) in &next.sets {
@@ -18,7 +18,7 @@ pub(super) fn create(node: &Namespace, before: Option<&Ruleset>, next: &Ruleset)
             let _ = writeln!(text, "{verb} {name} {member}");
         }
     }
-    if text.is_empty() { Ok(()) } else { node.feed("ipset", &["restore"], &text).map(drop) }
+    if text.is_empty() { Ok(()) } else { node.feed("ipset", &["restore", "-exist"], &text).map(drop) }
 }
 
 /// Removes the sets that no rule names any more.

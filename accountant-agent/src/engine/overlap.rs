@@ -1,0 +1,203 @@
+//! Two backends that hold Calico's chains at once, while Felix changes from one to the other or where it left old ones
+//! behind.
+//!
+//! A packet goes through both, so both count it, unless the first drops it; which of them is the first is not known. What
+//! is posted of an account is therefore the most that any posting backend has counted since the overlap began. One of them
+//! posts at a time, and another takes its place when it is ahead: it saw what this one did not. Where one charged a group of
+//! policies and the other its members, they make up for each other.
+//!
+//! Invariant: no packet is posted twice, and whoever takes over posts what its predecessor missed.
+
+use accountant_core::Counter;
+use accountant_core::ledger::{AccountKey, Key, PolicyRef, Posting, What};
+use accountant_core::snapshot::TableId;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// How many ticks another backend must be ahead before it takes over: two readings are never of the same moment.
+const AHEAD: u32 = 3;
+
+/// What the backends of one table counted since there are several.
+#[derive(Debug, Default)]
+pub(super) struct Overlap {
+    counted: BTreeMap<TableId, Counted>,
+    posted: HashMap<Key, Counter>,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    accounts: HashMap<Key, Counter>,
+    packets: u64,
+    /// For how many ticks it has been ahead of the one that posts.
+    ahead: u32,
+}
+
+impl Overlap {
+    /// Takes what a backend counted.
+    pub(super) fn count(&mut self, id: TableId, postings: Vec<Posting>) {
+        let counted = self.counted.entry(id).or_default();
+        for Posting { key, amount } in postings {
+            counted.packets = counted.packets.saturating_add(amount.packets);
+            *counted.accounts.entry(key).or_default() += amount;
+        }
+    }
+
+    /// What is to be posted if this backend posts: what it counted and nobody posted yet.
+    pub(super) fn post(&mut self, id: TableId) -> Vec<Posting> {
+        let Some(Counted { accounts, .. }) = self.counted.get(&id) else { return Vec::new() };
+        let postings = missing(accounts, &self.posted);
+        for Posting { key, amount } in &postings {
+            *self.posted.entry(key.clone()).or_default() += *amount;
+        }
+        postings
+    }
+
+    /// What was posted that this backend has not counted.
+    pub(super) fn behind(&self, id: TableId) -> Vec<Posting> {
+        let none = HashMap::new();
+        missing(&self.posted, self.counted.get(&id).map_or(&none, |counted| &counted.accounts))
+    }
+
+    /// Ends a tick in which this backend posted; says who should take its place.
+    pub(super) fn successor(&mut self, present: TableId) -> Option<TableId> {
+        let packets = self.counted.get(&present).map_or(0, |counted| counted.packets);
+        for counted in self.counted.values_mut() {
+            counted.ahead = if counted.packets > packets { counted.ahead + 1 } else { 0 };
+        }
+        let ahead = self.counted.iter().filter(|(_, counted)| counted.ahead >= AHEAD);
+        ahead.max_by_key(|(_, counted)| counted.packets).map(|(id, _)| *id)
+    }
+
+    /// Follows an account to its new name.
+    pub(super) fn rename(&mut self, old: &Key, new: &Key) {
+        let accounts = self.counted.values_mut().map(|counted| &mut counted.accounts);
+        for accounts in accounts.chain([&mut self.posted]) {
+            if let Some(counter) = accounts.remove(old) {
+                *accounts.entry(new.clone()).or_default() += counter;
+            }
+        }
+    }
+}
+
+/// What one backend counted in a tick beside what another did.
+pub(super) fn more_than(other: &[Posting], one: &[Posting]) -> Vec<Posting> {
+    missing(&by_account(one), &by_account(other))
+}
+
+fn by_account(postings: &[Posting]) -> HashMap<Key, Counter> {
+    let mut accounts: HashMap<Key, Counter> = HashMap::new();
+    for Posting { key, amount } in postings {
+        *accounts.entry(key.clone()).or_default() += *amount;
+    }
+    accounts
+}
+
+/// What `posted` lacks of `counted`. Where one has charged a group and the other its members, they make up for each other.
+fn missing(counted: &HashMap<Key, Counter>, posted: &HashMap<Key, Counter>) -> Vec<Posting> {
+    let keys: HashSet<&Key> = counted.keys().chain(posted.keys()).collect();
+    let of = |accounts: &HashMap<Key, Counter>, key| accounts.get(key).copied().unwrap_or_default();
+    let (mut lacks, mut exceeds) = (HashMap::new(), HashMap::new());
+    for key in keys {
+        let (counted, posted) = (of(counted, key), of(posted, key));
+        lacks.insert(key.clone(), less(counted, posted));
+        exceeds.insert(key.clone(), less(posted, counted));
+    }
+    let groups: Vec<(Key, Vec<Key>)> =
+        lacks.keys().filter_map(|key| Some((key.clone(), members(key)?))).collect();
+    for (group, members) in groups {
+        for member in members {
+            for (one, other) in [(&group, &member), (&member, &group)] {
+                if let (Some(lack), Some(exceed)) = (lacks.get_mut(one), exceeds.get_mut(other)) {
+                    let made_up = least(*lack, *exceed);
+                    (*lack, *exceed) = (less(*lack, made_up), less(*exceed, made_up));
+                }
+            }
+        }
+    }
+    let postings = lacks.into_iter().map(|(key, amount)| Posting { key, amount });
+    postings.filter(|posting| !posting.amount.is_zero()).collect()
+}
+
+/// The accounts of a group's members, if it is the account of a group.
+fn members(key: &Key) -> Option<Vec<Key>> {
+    let Key::Account(account) = key else { return None };
+    let What::Group { tier, members, action } = &account.what else { return None };
+    let of_member = |policy: &PolicyRef| {
+        let what = What::Policy { tier: tier.clone(), policy: policy.clone(), action: *action };
+        Key::Account(AccountKey { what, ..account.clone() })
+    };
+    Some(members.iter().map(of_member).collect())
+}
+
+fn less(of: Counter, without: Counter) -> Counter {
+    Counter::new(of.packets.saturating_sub(without.packets), of.bytes.saturating_sub(without.bytes))
+}
+
+fn least(one: Counter, other: Counter) -> Counter {
+    Counter::new(one.packets.min(other.packets), one.bytes.min(other.bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use accountant_core::ledger::Cause;
+    use accountant_core::snapshot::Source;
+    use accountant_core::{IpVersion, Table};
+
+    fn id(source: Source) -> TableId {
+        TableId { source, native: false, ip_version: IpVersion::V4, table: Table::Filter }
+    }
+
+    fn key(cause: Cause) -> Key {
+        Key::Unattributed(Source::Nftables, cause)
+    }
+
+    fn posting(cause: Cause, packets: u64) -> Posting {
+        Posting { key: key(cause), amount: Counter::new(packets, 10 * packets) }
+    }
+
+    #[test]
+    fn what_both_count_is_posted_once_and_what_one_missed_by_its_successor() {
+        let (old, new) = (id(Source::IptablesLegacy), id(Source::Nftables));
+        let [both, first] = [Cause::Reset, Cause::Rewrite];
+        let mut overlap = Overlap::default();
+        let mut posted: HashMap<Key, u64> = HashMap::new();
+        let mut present = old;
+        for _ in 0..AHEAD {
+            // The new one drops packets that the old one never sees.
+            overlap.count(old, vec![posting(both, 5)]);
+            overlap.count(new, vec![posting(both, 5), posting(first, 2)]);
+            for Posting { key, amount } in overlap.post(present) {
+                *posted.entry(key).or_default() += amount.packets;
+            }
+            present = overlap.successor(present).unwrap_or(present);
+        }
+        assert_eq!(present, new);
+        assert_eq!(posted, HashMap::from([(key(both), 15)]));
+        assert_eq!(overlap.post(new), [posting(first, 6)]);
+        assert_eq!(overlap.post(old), []);
+    }
+
+    #[test]
+    fn whoever_is_ahead_for_a_moment_does_not_take_over() {
+        let (old, new) = (id(Source::IptablesLegacy), id(Source::Nftables));
+        let mut overlap = Overlap::default();
+        for round in 0..10 {
+            let (late, early) = if round % 2 == 0 { (old, new) } else { (new, old) };
+            overlap.count(late, vec![posting(Cause::Reset, 5)]);
+            overlap.count(early, vec![posting(Cause::Reset, 6)]);
+            assert_eq!(overlap.successor(old), None);
+        }
+    }
+
+    #[test]
+    fn accounts_keep_their_counts_under_a_new_name() {
+        let old = id(Source::IptablesLegacy);
+        let mut overlap = Overlap::default();
+        overlap.count(old, vec![posting(Cause::Reset, 5)]);
+        overlap.post(old);
+        overlap.rename(&key(Cause::Reset), &key(Cause::Rewrite));
+        assert_eq!(overlap.post(old), []);
+        overlap.count(old, vec![posting(Cause::Rewrite, 1)]);
+        assert_eq!(overlap.post(old), [posting(Cause::Rewrite, 1)]);
+    }
+}
