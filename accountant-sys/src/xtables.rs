@@ -7,6 +7,7 @@
 //! Asking for a table that the namespace does not have makes the kernel load modules and register the table. Who calls
 //! this looks into `/proc/net/ip_tables_names` first.
 
+use crate::scratch::Scratch;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -89,11 +90,12 @@ impl Socket {
         Ok(info)
     }
 
-    /// Reads all entries of a table of `size` bytes into `buffer`, which is reused. Fails with `EAGAIN` if the table has
-    /// another size by now.
-    pub fn entries(&self, table: &str, size: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+    /// Reads all entries of a table of `size` bytes into `scratch`. Fails with `EAGAIN` if the table has another size by
+    /// now.
+    pub fn entries(&self, table: &str, size: u32, scratch: &mut Scratch) -> io::Result<()> {
         let total = ENTRIES_HEADER + size as usize;
-        buffer.resize(total, 0);
+        scratch.resize(total)?;
+        let buffer = scratch.bytes_mut();
         buffer[..NAME_LENGTH].copy_from_slice(&name(table)?);
         buffer[NAME_LENGTH..NAME_LENGTH + 4].copy_from_slice(&size.to_ne_bytes());
         let mut length = libc::socklen_t::try_from(total).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -105,9 +107,9 @@ impl Socket {
         check(result)
     }
 
-    /// The entries in a buffer that was read into.
-    pub fn blob(buffer: &[u8]) -> &[u8] {
-        buffer.get(ENTRIES_HEADER..).unwrap_or_default()
+    /// The entries in what was read into.
+    pub fn blob(scratch: &Scratch) -> &[u8] {
+        scratch.bytes().get(ENTRIES_HEADER..).unwrap_or_default()
     }
 }
 

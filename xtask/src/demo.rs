@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 /// Arguments of `demo`.
@@ -69,10 +69,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (sent, counted) = (expected(&truth), counted(&agent.accounts()?));
     let exact = print(&sent, &counted);
     if let Some(listener) = listener {
-        serve(listener, node.host().clone());
+        let door = Door::open(listener, node.host().clone());
         say(&format!("serving http://{ADDRESS}/metrics until Ctrl-C; in another terminal, look with"));
         println!("    curl -s {ADDRESS}/metrics | grep policy_packets\n    target/release/accountant show");
         interrupted.wait()?;
+        door.close();
         println!();
     }
     say("removing the node and its pods");
@@ -205,18 +206,37 @@ fn listen() -> Result<TcpListener> {
 }
 
 /// Lets the machine's own port reach the agent's, which is in the node's namespace.
-fn serve(listener: TcpListener, node: Namespace) {
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let node = node.clone();
-            // A client that hangs up early is its own concern.
-            thread::spawn(move || drop(forward(&node, client)));
-        }
-    });
+///
+/// Threads outlive the demo's main one, and a namespace lives as long as anybody has it: they borrow it from here.
+struct Door(Arc<Mutex<Option<Namespace>>>);
+
+impl Door {
+    fn open(listener: TcpListener, node: Namespace) -> Self {
+        let door = Self(Arc::new(Mutex::new(Some(node))));
+        let node = door.0.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if let Some(agent) = connect(&node) {
+                    // A client that hangs up early is its own concern.
+                    thread::spawn(move || drop(forward(agent, client)));
+                }
+            }
+        });
+        door
+    }
+
+    fn close(self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
-fn forward(node: &Namespace, client: TcpStream) -> Result<()> {
-    let agent = node.enter(|| TcpStream::connect(ADDRESS))??;
+/// A connection to the agent, while there is a node and an agent on it.
+fn connect(node: &Mutex<Option<Namespace>>) -> Option<TcpStream> {
+    let node = node.lock().unwrap_or_else(PoisonError::into_inner);
+    node.as_ref()?.enter(|| TcpStream::connect(ADDRESS)).ok()?.ok()
+}
+
+fn forward(agent: TcpStream, client: TcpStream) -> io::Result<()> {
     let (mut from_client, mut to_agent) = (client.try_clone()?, agent.try_clone()?);
     let (mut from_agent, mut to_client) = (agent, client);
     let asking = thread::spawn(move || {

@@ -85,7 +85,14 @@ fn test(arguments: &[String]) -> Result<()> {
 fn bench(arguments: &[String]) -> Result<()> {
     setup::everything()?;
     build()?;
-    cargo(&["run", "--release", "--quiet", "--package", "accountant-bench", "--"]).args(arguments).run()
+    let mut arguments = arguments.to_vec();
+    // A whole run is put on record.
+    if !arguments.iter().any(|argument| {
+        ["--quick", "--only", "--markdown", "--help"].iter().any(|part| argument.starts_with(part))
+    }) {
+        arguments.extend(["--markdown".into(), "docs/performance.md".into()]);
+    }
+    cargo(&["run", "--release", "--quiet", "--package", "accountant-bench", "--"]).args(&arguments).run()
 }
 
 /// A test compares the document with the table of metrics, and writes it when asked to.

@@ -16,6 +16,7 @@ use accountant_core::calico::ChainKind;
 use accountant_core::rule::Chain;
 use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
 use accountant_core::{ChainName, IpVersion, Table};
+use accountant_sys::scratch::Scratch;
 use accountant_sys::xtables::{Family, Socket};
 use blob::{DecodedTable, Layout};
 use lock::XtablesLock;
@@ -53,7 +54,7 @@ pub struct IptablesLegacy {
     lock: XtablesLock,
     sockets: HashMap<IpVersion, Socket>,
     tables: HashMap<TableId, KnownTable>,
-    buffer: Vec<u8>,
+    scratch: Scratch,
     /// Whether somebody was done with the lock since the last reading: tables may be others by now, and other rules at the
     /// next look do not mean that it came too late.
     rewritten: bool,
@@ -125,7 +126,7 @@ impl IptablesLegacy {
             lock,
             sockets: HashMap::new(),
             tables: HashMap::new(),
-            buffer: Vec::new(),
+            scratch: Scratch::default(),
             rewritten: false,
         }
     }
@@ -166,6 +167,8 @@ impl IptablesLegacy {
         }
         self.rewritten = false;
         poll.moved = self.with_endpoints() != with_endpoints;
+        // Between polls nobody needs it, and a big table is a big part of all the memory that the agent has.
+        self.scratch.release();
         poll.took = started.elapsed();
         poll
     }
@@ -226,7 +229,7 @@ impl IptablesLegacy {
         circumstance: Circumstance,
     ) -> Result<Option<Snapshot>, SourceError> {
         let layout = layout(id.ip_version);
-        let blob = read_blob(&mut self.sockets, &mut self.buffer, id)?;
+        let blob = read_blob(&mut self.sockets, &mut self.scratch, id)?;
         let undecodable = |error: blob::BlobError| SourceError::decode(describe(id), error);
         let fingerprint = blob::fingerprint(blob, layout).map_err(undecodable)?;
 
@@ -304,7 +307,7 @@ impl RuleSource for IptablesLegacy {
 
 fn read_blob<'a>(
     sockets: &mut HashMap<IpVersion, Socket>,
-    buffer: &'a mut Vec<u8>,
+    scratch: &'a mut Scratch,
     id: TableId,
 ) -> Result<&'a [u8], SourceError> {
     let failed = |operation, error| SourceError::io(operation, describe(id), error);
@@ -321,8 +324,8 @@ fn read_blob<'a>(
     let table = id.table.as_str();
     for _ in 0..TRIES {
         let info = socket.info(table).map_err(|e| failed("asking the size of", e))?;
-        match socket.entries(table, info.size, buffer) {
-            Ok(_) => return Ok(Socket::blob(buffer)),
+        match socket.entries(table, info.size, scratch) {
+            Ok(_) => return Ok(Socket::blob(scratch)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(failed("reading", error)),
         }

@@ -3,8 +3,19 @@
 use crate::machine;
 use crate::report::{Report, Row, Section};
 
+/// Where in a document measurements stand; what is around them is written by hand.
+const BEGIN: &str = "<!-- measured -->\n";
+const END: &str = "<!-- end -->";
+
+/// Puts the measurements into a document that has a place for them.
+pub(crate) fn insert(document: &str, report: &Report) -> Option<String> {
+    let (before, rest) = document.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}{}{END}{after}", render(report)))
+}
+
 /// Machine and measurements: a table for each section.
-pub(crate) fn render(report: &Report) -> String {
+fn render(report: &Report) -> String {
     let mut text = format!(
         "Measured on {}. Medians, with the quartiles of the repetitions; what is compared was measured in turns.\n",
         machine::describe()
@@ -29,4 +40,18 @@ fn line(row: &Row) -> String {
     let cells =
         [&row.what, &format!("{median} {unit}"), &row.spread(), row.other(), &row.ratio(), &row.wish()];
     format!("| {} |\n", cells.join(" | "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_by_hand_stays() {
+        let old = "by hand\n<!-- measured -->\nold numbers\n<!-- end -->\nmore\n";
+        let new = insert(old, &Report::default()).unwrap();
+        assert!(new.starts_with("by hand\n<!-- measured -->\nMeasured on "), "{new}");
+        assert!(new.ends_with("\n<!-- end -->\nmore\n") && !new.contains("old numbers"), "{new}");
+        assert_eq!(insert("no place for them", &Report::default()), None);
+    }
 }

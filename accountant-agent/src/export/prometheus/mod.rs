@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::sync::atomic::{self, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
-use text::{Text, render_labels};
+use text::{Labels, Text, render_labels};
 
 /// Renders scrapes.
 #[derive(Debug)]
@@ -38,8 +38,8 @@ pub struct Exporter {
 #[derive(Debug, Default)]
 struct Rendered {
     accounts: Arc<Accounts>,
-    own: Vec<String>,
-    compat: Vec<String>,
+    own: Labels,
+    compat: Labels,
 }
 
 impl Exporter {
@@ -89,7 +89,7 @@ impl Exporter {
             text.family(metric);
             let accounts = &view.accounts.compat;
             let range = stretch(accounts, |account| account.family.cmp(&family));
-            for (account, labels) in accounts[range.clone()].iter().zip(&rendered.compat[range]) {
+            for (account, labels) in accounts[range.clone()].iter().zip(rendered.compat.of(range)) {
                 if shown {
                     text.sample(metric.name, labels, view.compat_balance(account).packets);
                 }
@@ -107,8 +107,8 @@ impl Rendered {
             .iter()
             .map(|a| render_labels(a.labels.iter().map(|(name, value)| (*name, &**value))));
         Self {
-            own: own.collect(),
-            compat: accounts.compat.iter().map(compat_labels).collect(),
+            own: Labels::new(own),
+            compat: Labels::new(accounts.compat.iter().map(compat_labels)),
             accounts: accounts.clone(),
         }
     }
@@ -155,7 +155,7 @@ fn own_families(text: &mut Text, published: &Published, rendered: &Rendered) {
             [Some((packet_metric, packets as fn(Counter) -> u64)), byte_metric.map(|m| (m, bytes as _))];
         for (metric, part) in both.into_iter().flatten() {
             text.family(metric);
-            for (account, labels) in accounts[range.clone()].iter().zip(&rendered.own[range.clone()]) {
+            for (account, labels) in accounts[range.clone()].iter().zip(rendered.own.of(range.clone())) {
                 text.sample(metric.name, labels, part(view.balance(account)));
             }
         }

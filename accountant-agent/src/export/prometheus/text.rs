@@ -5,6 +5,8 @@
 
 use super::metrics::{Kind, Metric};
 use std::fmt::Write;
+use std::mem;
+use std::ops::Range;
 
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,35 @@ impl Text {
     }
 }
 
+/// Rendered labels of many accounts, one behind the other: a scrape reads them all in this order.
+#[derive(Debug, Default)]
+pub(super) struct Labels {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Labels {
+    pub(super) fn new(all: impl Iterator<Item = String>) -> Self {
+        let mut labels = Self::default();
+        for one in all {
+            labels.text.push_str(&one);
+            labels.ends.push(labels.text.len());
+        }
+        labels.text.shrink_to_fit();
+        labels
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Those of a stretch of accounts.
+    pub(super) fn of(&self, range: Range<usize>) -> impl Iterator<Item = &str> {
+        let before = range.start.checked_sub(1).map_or(0, |before| self.ends[before]);
+        self.ends[range].iter().scan(before, |start, &end| Some(&self.text[mem::replace(start, end)..end]))
+    }
+}
+
 /// Renders labels: `{name="value",...}`, or nothing if there are none.
 pub(super) fn render_labels<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut text = String::new();
@@ -143,6 +174,14 @@ mod tests {
         ] {
             assert_eq!(Format::negotiate(accept), want, "{accept}");
         }
+    }
+
+    #[test]
+    fn labels_of_a_stretch_are_those_that_were_put_there() {
+        let labels = Labels::new(["{a}", "", "{bc}", "{d}"].into_iter().map(String::from));
+        assert_eq!(labels.of(0..4).collect::<Vec<_>>(), ["{a}", "", "{bc}", "{d}"]);
+        assert_eq!(labels.of(1..3).collect::<Vec<_>>(), ["", "{bc}"]);
+        assert_eq!(labels.of(4..4).count(), 0);
     }
 
     #[test]
