@@ -104,8 +104,10 @@ impl Settler<'_> {
     }
 
     /// Whether no equation of its endpoint has this unknown as a part.
-    fn is_lone(&self, id: UnknownId) -> bool {
-        self.store[id].rows.iter().all(|&row| self.store[row].role != Role::Counts)
+    pub(super) fn is_lone(&self, id: UnknownId) -> bool {
+        let unknown = &self.store[id];
+        self.store.is_present(id, unknown)
+            && unknown.rows.iter().all(|&row| self.store[row].role != Role::Counts)
     }
 
     fn components(&self) -> Vec<Component> {

@@ -194,8 +194,10 @@ impl Settler<'_> {
                 }
             }
         }
+        // Numbers that agree prove nothing about what is in no equation of its endpoint.
+        let is_doubted = worth != Worth::Believed || column.terms.iter().any(|&term| self.is_lone(term));
         if let Some(missing) = column.missing
-            && worth != Worth::Believed
+            && is_doubted
         {
             high += missing.most.get(unit);
         }

@@ -91,7 +91,7 @@ impl Store {
 
     /// Whether the present rules can make an unknown grow.
     pub(crate) fn is_present(&self, id: UnknownId, unknown: &Unknown) -> bool {
-        unknown.rows.iter().any(|&row| self[row].present.contains(&id))
+        unknown.rows.iter().any(|&row| self[row].fed && self[row].present.contains(&id))
     }
 
     /// Whether the counter of this equation is the answer to its only term.

@@ -344,3 +344,15 @@ fn a_packet_on_its_way_before_a_reset_is_no_deny() {
         s.finish()
     });
 }
+
+/// An endpoint is gone with a deny unsettled, and another one's packet is on its way during the next reading.
+#[test]
+fn what_one_settles_late_is_not_unexplained_for_others() {
+    let line = "p2:d p7:d Drop";
+    scene(NftWhole, &[line, line], |s| {
+        s.send(&packet(0, &[deny(2)], 733));
+        s.edit(Edit::Gone { slot: 0 });
+        s.read_once(&[late(packet(1, &[deny(7)], 1412), -16, 4)])?;
+        s.finish()
+    });
+}

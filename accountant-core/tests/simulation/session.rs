@@ -128,7 +128,9 @@ impl Session {
                 return self.read_once(&[]).map(drop);
             }
             Op::Dip(readings) => {
-                self.source.dip = if self.kernel.backend.is_legacy() { *readings } else { 0 }
+                // A first reading in such a moment cannot be told from a table that was just made.
+                let legacy = self.kernel.backend.is_legacy() && self.agent.baseline.is_some();
+                self.source.dip = if legacy { *readings } else { 0 }
             }
             Op::Lose { noticed } => {
                 self.source.lose(*noticed);
@@ -182,6 +184,7 @@ impl Session {
             *least = *kept.min(least);
         }
         if self.kernel.backend.is_legacy() {
+            self.source.rewritten();
             self.unbounded_loss |= self.came_back();
             let now = self.truth.decisions;
             self.lost_since = Counter {
@@ -246,7 +249,9 @@ impl Session {
         self.kept.clear();
         let before = self.truth.clone();
         let still = before.decisions == self.decisions_at_reading;
-        self.decisions_at_reading = before.decisions;
+        if self.source.dip == 0 {
+            self.decisions_at_reading = before.decisions;
+        }
         let late: Vec<_> = late.iter().map(|late| self.arrive(late)).collect();
         // What an agent finds cannot be told from what comes while it looks.
         self.exact &= late.is_empty() || self.agent.baseline.is_some();

@@ -34,6 +34,8 @@ pub(crate) struct Source {
     deleted: BTreeSet<ChainName>,
     pub(crate) wanted: Vec<ChainName>,
     gap: bool,
+    /// How often the lock file was opened since the last reading, in iptables-legacy.
+    rewrites: u32,
     /// How many readings will find all counters at zero.
     pub(crate) dip: u32,
     may_dip: bool,
@@ -49,6 +51,12 @@ impl Source {
     pub(crate) fn notify(&mut self, commit: Commit) {
         self.retired.extend(commit.retired);
         self.deleted.extend(commit.deleted);
+    }
+
+    /// The table was rewritten, in iptables-legacy: of several times in a row nobody knows what was between them.
+    pub(crate) fn rewritten(&mut self) {
+        self.rewrites += 1;
+        self.gap |= self.rewrites > 1;
     }
 
     /// Notifications are lost, and the source notices or does not.
@@ -91,6 +99,7 @@ impl Source {
             at: self.now,
         };
         self.retired.clear();
+        self.rewrites = 0;
         self.known = kernel.chains.iter().map(|(name, live)| (name.clone(), live.chain.clone())).collect();
         snapshot
     }
