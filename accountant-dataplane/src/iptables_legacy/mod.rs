@@ -191,7 +191,7 @@ impl IptablesLegacy {
         let (before, rewritten) = (self.fingerprints(), self.rewritten);
         let mut poll = self.read_all(&Wanted::default(), Circumstance::LastLook);
         if !rewritten && self.fingerprints() != before {
-            poll.notes.push(Note::MissedRewrite);
+            missed_rewrite(&mut poll);
         }
         tracing::debug!(tables = poll.tables.len(), "looked once more: somebody opened the xtables lock");
         poll
@@ -203,7 +203,7 @@ impl IptablesLegacy {
         let before = self.fingerprints();
         let mut poll = self.read_all(&Wanted::default(), Circumstance::Rewritten);
         if missed && self.fingerprints() != before {
-            poll.notes.push(Note::MissedRewrite);
+            missed_rewrite(&mut poll);
         }
         Some(poll)
     }
@@ -269,6 +269,16 @@ impl IptablesLegacy {
     }
 }
 
+/// Rules were rewritten without a look before it, and perhaps more than once.
+fn missed_rewrite(poll: &mut Poll) {
+    poll.notes.push(Note::MissedRewrite);
+    for table in &mut poll.tables {
+        if let Ok(snapshot) = &mut table.snapshot {
+            snapshot.gap = true;
+        }
+    }
+}
+
 impl RuleSource for IptablesLegacy {
     fn source(&self) -> Source {
         Source::IptablesLegacy
@@ -276,11 +286,16 @@ impl RuleSource for IptablesLegacy {
 
     fn read(&mut self, wanted: &Wanted) -> Result<Poll, SourceError> {
         let lock = self.lock.shared(self.settings.lock_patience);
+        let before = self.lock.events().is_none().then(|| self.fingerprints());
         let circumstance = if lock.is_ok() { Circumstance::Locked } else { Circumstance::Unlocked };
         let mut poll = self.read_all(wanted, circumstance);
         if let Err(error) = lock {
             tracing::debug!(%error, "read without the xtables lock");
             poll.notes.push(Note::Unlocked);
+        }
+        if before.is_some_and(|before| !before.is_empty() && before != self.fingerprints()) {
+            // Nobody tells of rewrites: there may have been any number of them.
+            missed_rewrite(&mut poll);
         }
         Ok(poll)
     }
