@@ -5,7 +5,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use std::time::{Duration, Instant};
 
 const SHORTEST: Duration = Duration::from_millis(800);
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(30);
 /// Without a failure for this long, what failed before is forgotten.
 const FORGET: Duration = Duration::from_secs(120);
 

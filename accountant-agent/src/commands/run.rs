@@ -47,7 +47,8 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
 }
 
 fn start_log(args: &LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_filter)
+    // What the library of the Kubernetes datastore says at each try, the datastore says once.
+    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{}", args.log_filter))
         .with_context(|| format!("log filter {:?} (--log-filter, ACCOUNTANT_LOG)", args.log_filter))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {

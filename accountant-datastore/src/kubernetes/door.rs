@@ -98,6 +98,8 @@ async fn config(connection: &Connection) -> Result<Config, DoorError> {
         Source::Overrides => Config::new(server(overrides)?.ok_or(DoorError::NoServer)?),
     };
     apply(overrides, &mut config)?;
+    // The watches try again by themselves, and tell why.
+    config.default_retry = false;
     Ok(config)
 }
 

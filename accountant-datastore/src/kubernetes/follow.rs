@@ -395,9 +395,10 @@ fn id(kind: &'static Kind) -> Id {
 }
 
 fn watch(client: Client, kind: &'static Kind, node: &str) -> BoxStream<'static, Change> {
-    let config = watcher::Config::default().any_semantic();
     let seconds = u32::try_from(spread(WATCH_FOR).as_secs()).unwrap_or(u32::MAX);
-    let config = config.timeout(seconds);
+    // Only a list that is not in pages comes from the server's cache.
+    let config = watcher::Config { page_size: None, ..watcher::Config::default() };
+    let config = config.any_semantic().timeout(seconds);
     let config = match kind.role {
         Role::Pods => config.fields(&format!("spec.nodeName={node}")),
         Role::Names | Role::Ready | Role::Prefix => config,
