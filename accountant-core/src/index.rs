@@ -327,6 +327,46 @@ mod tests {
     }
 
     #[test]
+    fn two_datastores_spellings_of_one_policy_are_one_policy() {
+        let spelling = |group: &str, name: &str| -> ObjectKey {
+            (format!("NetworkPolicy.{group}").into(), "n".into(), name.into())
+        };
+        let mut index = Index::default();
+        index.apply(spelling("crd.projectcalico.org", "default.foo"), policy("default.foo"));
+        index.apply(spelling("projectcalico.org", "foo"), policy("foo"));
+        for stays in [true, false] {
+            let spelt = if stays {
+                spelling("crd.projectcalico.org", "default.foo")
+            } else {
+                spelling("projectcalico.org", "foo")
+            };
+            let id = PolicyId::from_kind(PolicyKind::NetworkPolicy, "n", "foo");
+            for (generation, chain) in policy_chains(&id, &TierName::default_tier()) {
+                assert_eq!(index.policy(&chain, generation), Some(&id), "{chain}");
+            }
+            assert_eq!(index.tier(&id).map(|tier| id.old_label(tier)).as_deref(), Some("n/default.foo"));
+            index.delete(&spelt);
+        }
+        assert!(index.tellers.is_empty() && index.policies.is_empty() && index.tiers.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_is_made_anew_has_its_name_all_along() {
+        let mut index = Index::default();
+        let workload = |app: &str| {
+            let workload = Workload { pod: "db-0".into(), app: app.into(), ..Workload::default() };
+            Object::Workload("cali1".into(), workload)
+        };
+        let app = |index: &Index| index.workload(&"cali1".into()).map(|workload| workload.app.to_string());
+        index.apply(key("db-0"), workload("old"));
+        index.delete(&key("db-0"));
+        assert_eq!(app(&index).as_deref(), Some("old"));
+        index.apply(key("db-0"), workload("new"));
+        assert_eq!(app(&index).as_deref(), Some("new"));
+        assert_eq!(index.former.len(), 0);
+    }
+
+    #[test]
     fn a_name_that_two_policies_explain_is_nobodys() {
         let mut index = Index::default();
         // Up to 3.28 the chain of `n/default.foo`; from 3.29 on also that of a tier `n` with a policy `default.foo`.

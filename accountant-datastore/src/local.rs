@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
+use tokio::sync::watch;
 
 /// Where Felix writes them.
 pub(crate) const FOLDER: &str = "/var/run/calico/endpoint-status";
@@ -44,30 +45,34 @@ struct File {
     ipv6_nets: Option<Vec<Box<str>>>,
 }
 
-/// A folder that is followed.
-pub(crate) struct Local {
+/// Follows a folder, as a task of the present runtime, until nobody looks any more.
+pub(crate) fn follow(folder: PathBuf) -> watch::Receiver<LocalEndpoints> {
+    let (told, endpoints) = watch::channel(LocalEndpoints::new());
+    let local = Local { folder, bell: Bell::new() };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = local.run(&told) => {}
+            () = told.closed() => {}
+        }
+    });
+    endpoints
+}
+
+struct Local {
     folder: PathBuf,
     bell: io::Result<Bell>,
-    last: LocalEndpoints,
-    looked: bool,
 }
 
 impl Local {
-    pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { folder, bell: Bell::new(), last: LocalEndpoints::new(), looked: false }
-    }
-
-    /// The endpoints, when they are others than at the last call. May be dropped and called again.
-    pub(crate) async fn changed(&mut self) -> LocalEndpoints {
+    async fn run(&self, told: &watch::Sender<LocalEndpoints>) {
         loop {
-            if std::mem::replace(&mut self.looked, true) {
-                self.wait().await;
-            }
             let endpoints = self.read();
-            if endpoints != self.last {
-                self.last.clone_from(&endpoints);
-                return endpoints;
-            }
+            told.send_if_modified(|last| {
+                let news = *last != endpoints;
+                *last = endpoints;
+                news
+            });
+            self.wait().await;
         }
     }
 
@@ -153,14 +158,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("k8s shop%2Fweb eth0");
         fs::write(&file, r#"{"ifaceName": "cali1"}"#).unwrap();
-        let mut local = Local::new(folder.path().into());
-        let interface =
-            |endpoints: &LocalEndpoints| endpoints.values().next().map(|e| e.interface.to_string());
-        assert_eq!(interface(&local.changed().await).as_deref(), Some("cali1"));
+        let mut endpoints = follow(folder.path().into());
+        let mut until = async |wanted: Option<&str>| {
+            let fits =
+                |endpoints: &LocalEndpoints| endpoints.values().next().map(|e| &*e.interface) == wanted;
+            endpoints.wait_for(fits).await.map(drop).unwrap();
+        };
+        until(Some("cali1")).await;
         fs::write(folder.path().join("new"), r#"{"ifaceName": "cali2"}"#).unwrap();
         fs::rename(folder.path().join("new"), &file).unwrap();
-        assert_eq!(interface(&local.changed().await).as_deref(), Some("cali2"));
+        until(Some("cali2")).await;
         fs::remove_file(&file).unwrap();
-        assert_eq!(interface(&local.changed().await), None);
+        until(None).await;
     }
 }

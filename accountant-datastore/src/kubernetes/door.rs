@@ -11,7 +11,13 @@ use kube::Client;
 use kube::client::Body;
 use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
+
+/// How long a connection may take to come about, and how long an answer may be silent: longer than any watch lasts, so only
+/// what hangs is ended.
+const CONNECT: Duration = Duration::from_secs(10);
+const READ: Duration = Duration::from_secs(330);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +106,8 @@ async fn config(connection: &Connection) -> Result<Config, DoorError> {
     apply(overrides, &mut config)?;
     // The watches try again by themselves, and tell why.
     config.default_retry = false;
+    config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(READ);
     Ok(config)
 }
 

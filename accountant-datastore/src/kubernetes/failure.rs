@@ -8,6 +8,8 @@ use kube::runtime::watcher;
 pub(super) enum Remedy {
     /// To wait: the watch tries again by itself.
     Wait,
+    /// A new list: the watch would ask for what is gone again and again.
+    List,
     /// Nothing: it is as it should be.
     Nothing,
     /// To look which kinds there are.
@@ -31,6 +33,11 @@ pub(super) fn of_watch(kind: &str, error: &watcher::Error) -> Failure {
     use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(error) => of(&format!("list {kind}"), error, "list"),
+        // The server says so mostly within a watch, and the library lists anew then, but not when it refuses to begin one.
+        WatchStartFailed(kube::Error::Api(status)) if status.code == 410 => {
+            let failure = of_status(&format!("watch {kind}"), status.code, &status.message, "watch");
+            Failure { remedy: Remedy::List, ..failure }
+        }
         WatchStartFailed(error) | WatchFailed(error) => of(&format!("watch {kind}"), error, "watch"),
         WatchError(status) => of_status(&format!("watch {kind}"), status.code, &status.message, "watch"),
         NoResourceVersion => of_status(&format!("watch {kind}"), 0, "an object has no version", "watch"),

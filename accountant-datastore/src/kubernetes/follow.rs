@@ -7,30 +7,29 @@ use super::Kubernetes;
 use super::discover::served;
 use super::door::Door;
 use super::failure::{self, Remedy};
-use super::item::{Item, identify, told};
-use super::kinds::{Kind, Part, Role};
+use super::item::{identify, told};
+use super::kinds::{Kind, Role};
 use super::pods::Pods;
+use super::watch::{Change, watch_kind};
 use crate::cache::{Cache, Came};
 use crate::convert::Resource;
 use crate::etcdv3::ready::is_ready_now;
 use crate::health::Health;
-use crate::local::Local;
+use crate::local::{self, LocalEndpoints};
 use crate::patience::{Waits, spread};
 use crate::{Disconnected, Outlet, explain};
 use accountant_core::index::ObjectKey;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
+use kube::Client;
+use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamMap;
 
-/// How long a watch may last, in seconds: less than five minutes, and not the same for all.
-const WATCH_FOR: Duration = Duration::from_secs(190);
 /// How long an answer to what is served may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A new client is made at most so often.
@@ -38,7 +37,6 @@ const RENEW_AFTER: Duration = Duration::from_secs(2);
 /// Changes that are taken at once.
 const AT_ONCE: usize = 1000;
 
-type Change = Result<Event<Resource>, watcher::Error>;
 type Watches = StreamMap<Id, BoxStream<'static, Change>>;
 
 /// A kind that is followed.
@@ -48,6 +46,8 @@ struct Followed {
     listing: Option<Vec<(ObjectKey, Resource)>>,
     /// Whether it was listed since it is followed.
     listed: bool,
+    /// How long to wait before it is listed anew.
+    waits: Waits,
 }
 
 /// What is followed.
@@ -79,7 +79,7 @@ pub(super) async fn follow(kubernetes: Kubernetes, outlet: &Outlet) -> Result<()
     let (opened, mut opened_paths) = mpsc::unbounded_channel();
     let mut health = Health::default();
     let (door, client) = open(&kubernetes, &mut health, outlet, opened).await;
-    let mut local = kubernetes.endpoint_status.clone().map(Local::new);
+    let mut local = kubernetes.endpoint_status.clone().map(local::follow);
     let mut follower = Follower::new(&kubernetes, client, door, &mut health);
     loop {
         let mut quiet = false;
@@ -104,11 +104,14 @@ pub(super) async fn follow(kubernetes: Kubernetes, outlet: &Outlet) -> Result<()
     }
 }
 
-async fn changed(local: &mut Option<Local>) -> crate::local::LocalEndpoints {
-    match local {
-        Some(local) => local.changed().await,
-        None => std::future::pending().await,
+/// What Felix reports, when it is other than before.
+async fn changed(local: &mut Option<watch::Receiver<LocalEndpoints>>) -> LocalEndpoints {
+    if let Some(local) = local
+        && local.changed().await.is_ok()
+    {
+        return local.borrow_and_update().clone();
     }
+    std::future::pending().await
 }
 
 /// Makes the first client. Its settings may come to be right later.
@@ -211,9 +214,14 @@ impl<'a> Follower<'a> {
     }
 
     fn start(&mut self, kind: &'static Kind) {
-        let watch = watch(self.client.clone(), kind, &self.kubernetes.settings.node);
+        let watch = self.watch(kind, Duration::ZERO);
         self.watches.insert(id(kind), watch);
-        self.followed.insert(id(kind), Followed { kind, listing: None, listed: false });
+        self.followed
+            .insert(id(kind), Followed { kind, listing: None, listed: false, waits: Waits::default() });
+    }
+
+    fn watch(&self, kind: &'static Kind, wait: Duration) -> BoxStream<'static, Change> {
+        watch_kind(self.client.clone(), kind, &self.kubernetes.settings.node, wait)
     }
 
     /// A kind that is not there any more has no objects.
@@ -270,6 +278,13 @@ impl<'a> Follower<'a> {
         );
         match failure.remedy {
             Remedy::Nothing => self.health.count(failure.reason),
+            Remedy::List => {
+                self.health.count(failure.reason);
+                let waits = self.followed.get_mut(&id(kind)).map(|followed| &mut followed.waits);
+                let wait = waits.and_then(Iterator::next).unwrap_or_default();
+                let watch = self.watch(kind, wait);
+                self.watches.insert(id(kind), watch);
+            }
             Remedy::Wait => self.health.fail(&kind.full_name(), failure.reason, failure.text),
             Remedy::Renew => {
                 self.health.fail(&kind.full_name(), failure.reason, failure.text);
@@ -392,38 +407,4 @@ type Id = (&'static str, &'static str);
 
 fn id(kind: &'static Kind) -> Id {
     (kind.group, kind.plural)
-}
-
-fn watch(client: Client, kind: &'static Kind, node: &str) -> BoxStream<'static, Change> {
-    let seconds = u32::try_from(spread(WATCH_FOR).as_secs()).unwrap_or(u32::MAX);
-    // Only a list that is not in pages comes from the server's cache.
-    let config = watcher::Config { page_size: None, ..watcher::Config::default() };
-    let config = config.any_semantic().timeout(seconds);
-    let config = match kind.role {
-        Role::Pods => config.fields(&format!("spec.nodeName={node}")),
-        Role::Names | Role::Ready | Role::Prefix => config,
-    };
-    match kind.part {
-        Part::Whole => watch_items::<false>(client, kind, config),
-        Part::Metadata => watch_items::<true>(client, kind, config),
-    }
-}
-
-fn watch_items<const META: bool>(
-    client: Client,
-    kind: &'static Kind,
-    config: watcher::Config,
-) -> BoxStream<'static, Change> {
-    let api = Api::<Item<META>>::all_with(client, &kind.resource());
-    watcher(api, config).backoff(Waits::default()).map(|change| change.map(resource)).boxed()
-}
-
-fn resource<const META: bool>(event: Event<Item<META>>) -> Event<Resource> {
-    match event {
-        Event::Apply(item) => Event::Apply(item.into_resource()),
-        Event::Delete(item) => Event::Delete(item.into_resource()),
-        Event::Init => Event::Init,
-        Event::InitApply(item) => Event::InitApply(item.into_resource()),
-        Event::InitDone => Event::InitDone,
-    }
 }

@@ -1,7 +1,8 @@
 //! The datastore `kubernetes`: pods of this node, and policies and host endpoints, from the Kubernetes API.
 //!
 //! `connection` says where it is, `kinds` what is read, `item` and `failure` what came and what went wrong, `pods` what
-//! becomes of this node's pods: all pure. `door` connects, `discover` asks what there is, `follow` watches.
+//! becomes of this node's pods: all pure. `door` connects, `discover` asks what there is, `watch` watches a kind,
+//! `follow` all of them.
 //!
 //! Invariant: what an API server sends because of us grows with this node's pods and the policies, not with the cluster:
 //! pods are asked for by node, lists come from its cache, and all waiting is jittered.
@@ -14,6 +15,7 @@ mod follow;
 mod item;
 mod kinds;
 mod pods;
+mod watch;
 
 pub use connection::{ApiGroup, Connection, Overrides, Source};
 

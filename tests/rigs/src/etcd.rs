@@ -44,6 +44,11 @@ impl Etcd {
         format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
+    /// Its process number.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Process::only_child)
+    }
+
     /// Kills it.
     pub fn kill(&mut self) {
         if let Some(process) = self.process.take() {

@@ -51,6 +51,16 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// The process that the shell started in the background: the one child of it that is not `cat`.
+    pub(crate) fn only_child(&self) -> Option<u32> {
+        let id = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+        let is_cat = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "cat")
+        };
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid| !is_cat(pid))
+    }
+
     /// Fails if it has ended.
     pub(crate) fn check(&mut self, log: &Path) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {

@@ -2,8 +2,11 @@
 //! on when the server is gone. Not one packet is lost or doubled by it.
 //!
 //! Servers and agent are in the namespace of the lab's node. Where there is no Go to build the API server with, its test is
-//! listed as ignored; with `ACCOUNTANT_REQUIRE_SERVERS` set, as in CI, it fails.
+//! listed as ignored; with `ACCOUNTANT_REQUIRE_SERVERS` set, as in CI, it fails. What is ignored always, and run with
+//! `--ignored`, measures a large cluster for `docs/datastore.md`.
 
+mod scale;
+#[path = "../support/mod.rs"]
 mod support;
 
 use accountant_core::calico::names::pod_interface;
@@ -34,9 +37,12 @@ fn main() -> ExitCode {
         eprintln!("NOT RUN: kubernetes_names_come_later_and_go_without_loss: it {reason}");
     }
     let etcd = || through_all::<InEtcd>(&PathBuf::new(), Version::V3_31, Backend::IptablesNft);
+    let at = binary.clone().unwrap_or_default();
     let kubernetes =
         move || through_all::<InKubernetes>(&binary.map_err(Failed::from)?, Version::V3_32, Backend::Legacy);
     let tests = vec![
+        Trial::test("measure_etcd", || Ok(scale::etcd())).with_ignored_flag(true),
+        Trial::test("measure_kubernetes", move || Ok(scale::kubernetes(&at))).with_ignored_flag(true),
         Trial::test("etcd_names_come_later_and_go_without_loss", etcd),
         Trial::test("kubernetes_names_come_later_and_go_without_loss", kubernetes).with_ignored_flag(missing),
     ];
