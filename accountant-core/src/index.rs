@@ -3,12 +3,13 @@
 //! Three verbs change it (apply, delete, reset); one task owns it. It holds what the datastore told, nothing derived
 //! from rules.
 
-use crate::calico::names::{MAX_IPTABLES, MAX_NFTABLES, profile_chain};
+use crate::calico::names::{MAX_IPTABLES, MAX_NFTABLES, policy_prefix, profile_chain};
 use crate::calico::policy::{Generation, PolicyId};
 use crate::id::{Endpoint, EndpointKind, ProfileName, TierName};
 use crate::{ChainName, Direction, Interface};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A pod (or another workload) with an interface on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,8 +63,9 @@ pub struct Index {
     workloads: HashMap<Interface, Workload>,
     /// Workloads that are gone; their accounts are still shown for a while.
     former: HashMap<Interface, Workload>,
-    policies: HashMap<ChainName, Vec<(Generation, PolicyId)>>,
-    tiers: HashMap<PolicyId, TierName>,
+    /// By what stands behind the prefix of a chain's name: both directions have the same there.
+    policies: HashMap<Box<str>, Vec<(Generation, Arc<PolicyId>)>>,
+    tiers: HashMap<Arc<PolicyId>, TierName>,
     profiles: HashMap<ChainName, ProfileName>,
     addresses: HashMap<Interface, Vec<IpAddr>>,
     version: u64,
@@ -77,7 +79,7 @@ impl Index {
         }
         self.unlearn(&key);
         self.learn(&object);
-        self.tellers.entry(thing(&object)).or_default().push(key.clone());
+        self.tellers.entry(thing(&object)).or_insert_with(|| Vec::with_capacity(1)).push(key.clone());
         self.objects.insert(key, object);
         self.version += 1;
         true
@@ -158,8 +160,8 @@ impl Index {
 
     /// The policy behind a chain whose rules do not name it, if exactly one policy explains the name.
     pub fn policy(&self, chain: &ChainName, generation: Generation) -> Option<&PolicyId> {
-        let known = self.policies.get(chain)?;
-        let mut fitting = known.iter().filter(|(g, _)| *g == generation).map(|(_, id)| id);
+        let known = self.policies.get(behind_prefix(chain)?)?;
+        let mut fitting = known.iter().filter(|(g, _)| *g == generation).map(|(_, id)| &**id);
         match (fitting.next(), fitting.next()) {
             (Some(id), None) => Some(id),
             _ => None,
@@ -192,11 +194,12 @@ impl Index {
             }
             Object::HostEndpoint(_) => {}
             Object::Policy(id, tier) => {
-                self.tiers.insert(id.clone(), tier.clone());
-                for (generation, chain) in policy_chains(id, tier) {
-                    let known = self.policies.entry(chain).or_default();
-                    if !known.contains(&(generation, id.clone())) {
-                        known.push((generation, id.clone()));
+                let shared = Arc::new(id.clone());
+                self.tiers.insert(shared.clone(), tier.clone());
+                for (generation, name) in policy_names(id, tier) {
+                    let known = self.policies.entry(name).or_insert_with(|| Vec::with_capacity(1));
+                    if !known.iter().any(|(g, other)| *g == generation && **other == *id) {
+                        known.push((generation, shared.clone()));
                     }
                 }
             }
@@ -230,11 +233,11 @@ impl Index {
             Object::HostEndpoint(_) => {}
             Object::Policy(id, tier) => {
                 self.tiers.remove(id);
-                for (_, chain) in policy_chains(id, tier) {
-                    if let Some(known) = self.policies.get_mut(&chain) {
-                        known.retain(|(_, other)| other != id);
+                for (_, name) in policy_names(id, tier) {
+                    if let Some(known) = self.policies.get_mut(&name) {
+                        known.retain(|(_, other)| **other != *id);
                         if known.is_empty() {
-                            self.policies.remove(&chain);
+                            self.policies.remove(&name);
                         }
                     }
                 }
@@ -278,14 +281,19 @@ fn thing(object: &Object) -> Thing {
     }
 }
 
-fn policy_chains(id: &PolicyId, tier: &TierName) -> Vec<(Generation, ChainName)> {
-    let mut chains = Vec::new();
-    for direction in [Direction::Ingress, Direction::Egress] {
-        for max in [MAX_IPTABLES, MAX_NFTABLES] {
-            chains.extend(id.chains(tier, direction, max));
-        }
-    }
-    chains
+/// What a policy's chains are called behind their prefix: in ingress and egress the same, because both prefixes are of one
+/// length and the hash is of what is behind them.
+fn policy_names(id: &PolicyId, tier: &TierName) -> impl Iterator<Item = (Generation, Box<str>)> {
+    let chains = [MAX_IPTABLES, MAX_NFTABLES].map(|max| id.chains(tier, Direction::Ingress, max));
+    let name =
+        |(generation, chain): (Generation, ChainName)| Some((generation, behind_prefix(&chain)?.into()));
+    chains.into_iter().flatten().filter_map(name)
+}
+
+/// What stands behind the prefix of a policy's chain.
+fn behind_prefix(chain: &ChainName) -> Option<&str> {
+    let prefixes = [Direction::Ingress, Direction::Egress].map(policy_prefix);
+    prefixes.into_iter().find_map(|prefix| chain.as_str().strip_prefix(prefix))
 }
 
 fn profile_chains(profile: &ProfileName) -> Vec<ChainName> {
@@ -324,6 +332,50 @@ mod tests {
         index.delete(&key("foo"));
         assert!(!known(&index));
         assert!(index.tellers.is_empty());
+    }
+
+    #[test]
+    fn two_datastores_spellings_of_one_policy_are_one_policy() {
+        let spelling = |group: &str, name: &str| -> ObjectKey {
+            (format!("NetworkPolicy.{group}").into(), "n".into(), name.into())
+        };
+        let mut index = Index::default();
+        index.apply(spelling("crd.projectcalico.org", "default.foo"), policy("default.foo"));
+        index.apply(spelling("projectcalico.org", "foo"), policy("foo"));
+        for stays in [true, false] {
+            let spelt = if stays {
+                spelling("crd.projectcalico.org", "default.foo")
+            } else {
+                spelling("projectcalico.org", "foo")
+            };
+            let id = PolicyId::from_kind(PolicyKind::NetworkPolicy, "n", "foo");
+            for direction in [Direction::Ingress, Direction::Egress] {
+                for max in [MAX_IPTABLES, MAX_NFTABLES] {
+                    for (generation, chain) in id.chains(&TierName::default_tier(), direction, max) {
+                        assert_eq!(index.policy(&chain, generation), Some(&id), "{chain}");
+                    }
+                }
+            }
+            assert_eq!(index.tier(&id).map(|tier| id.old_label(tier)).as_deref(), Some("n/default.foo"));
+            index.delete(&spelt);
+        }
+        assert!(index.tellers.is_empty() && index.policies.is_empty() && index.tiers.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_is_made_anew_has_its_name_all_along() {
+        let mut index = Index::default();
+        let workload = |app: &str| {
+            let workload = Workload { pod: "db-0".into(), app: app.into(), ..Workload::default() };
+            Object::Workload("cali1".into(), workload)
+        };
+        let app = |index: &Index| index.workload(&"cali1".into()).map(|workload| workload.app.to_string());
+        index.apply(key("db-0"), workload("old"));
+        index.delete(&key("db-0"));
+        assert_eq!(app(&index).as_deref(), Some("old"));
+        index.apply(key("db-0"), workload("new"));
+        assert_eq!(app(&index).as_deref(), Some("new"));
+        assert_eq!(index.former.len(), 0);
     }
 
     #[test]

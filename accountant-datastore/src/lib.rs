@@ -4,9 +4,9 @@
 //! and a status beside it. A datastore only reads, and it never touches the index itself: one task owns that.
 //!
 //! ```text
-//! manifests ─┐
-//! (later:    ├─ Resource ── convert ── Update ──> Subscription ──> Index
-//! others)   ─┘             (pure)
+//! manifests  ─┐
+//! kubernetes ─┼─ Resource ── convert ── Update ──> Subscription ──> Index
+//! etcdv3     ─┘             (pure)
 //! ```
 //!
 //! Invariants:
@@ -16,11 +16,23 @@
 
 #![forbid(unsafe_code)]
 
+mod bell;
+mod cache;
 pub mod convert;
+pub mod etcdv3;
+mod health;
+pub mod kubernetes;
+mod local;
 pub mod manifests;
+mod patience;
+pub mod secret;
 mod subscription;
+
+/// Where Felix reports its endpoints, from 3.30 on.
+pub const ENDPOINT_STATUS: &str = local::FOLDER;
 
 pub use subscription::{Datastore, Disconnected, Outlet, Status, Subscription, Update, explain, start};
 
 /// The registry: every datastore, by the name that `--datastore-type` takes.
-pub const NAMES: [&str; 1] = [<manifests::Manifests as Datastore>::NAME];
+pub const NAMES: [&str; 3] =
+    [kubernetes::Kubernetes::NAME, etcdv3::Etcd::NAME, <manifests::Manifests as Datastore>::NAME];

@@ -43,6 +43,8 @@ pub struct Status {
     pub in_sync: bool,
     /// What does not work, each with what was tried, on what, and what to do.
     pub errors: Vec<String>,
+    /// How many errors there were since the start, by reason.
+    pub counts: BTreeMap<&'static str, u64>,
     /// When the names last changed.
     pub last_change: Option<SystemTime>,
 }

@@ -1,7 +1,7 @@
 //! Installing what is missing, and nothing else.
 //!
 //! The toolchain parts go into the target folder; Debian packages with the tools that make rules and namespaces are
-//! installed; those with servers (Prometheus, for promtool) are only unpacked into the target folder, so that no daemon is
+//! installed; those with servers (etcd; Prometheus, for promtool) are only unpacked into the target folder, so that no daemon is
 //! started on anybody's machine.
 
 use crate::command::{cargo, exists, program, root, say};
@@ -12,29 +12,38 @@ use std::path::{Path, PathBuf};
 
 /// bpf-linker of this version links what rustc of today makes.
 const BPF_LINKER: &str = "0.13.0";
-/// Tools that tests and the demo need, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 5] = [
-    ("ip", "iproute2"),
-    ("iptables-legacy-restore", "iptables"),
-    ("nft", "nftables"),
-    ("ipset", "ipset"),
-    ("c++", "g++"),
-];
+/// Tools that building needs, and the Debian packages that have them: the protocol of etcd is compiled from its description.
+const BUILD_TOOLS: [(&str, &str); 2] = [("protoc", "protobuf-compiler"), ("c++", "g++")];
+/// Tools that tests and the demo need.
+const TOOLS: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("iptables-legacy-restore", "iptables"), ("nft", "nftables"), ("ipset", "ipset")];
 /// Packages that are unpacked only: name, and the program that is wanted of it.
-const UNPACKED: [(&str, &str); 1] = [("prometheus", "usr/bin/promtool")];
+const UNPACKED: [(&str, &str); 2] = [("etcd-server", "usr/bin/etcd"), ("prometheus", "usr/bin/promtool")];
 
 /// Everything.
 pub(crate) fn everything() -> Result<()> {
     toolchain()?;
-    packages()?;
+    packages(&TOOLS)?;
     for (package, wanted) in UNPACKED {
         unpack(package, wanted)?;
     }
-    Ok(())
+    api_server()
 }
 
-/// rust-src and bpf-linker.
+/// The Kubernetes API server that tests use. Without Go, those tests say that they were not run.
+fn api_server() -> Result<()> {
+    match accountant_rigs::binary()? {
+        Ok(_) => Ok(()),
+        Err(accountant_rigs::Unavailable(reason)) => {
+            say(&format!("without tests of the Kubernetes datastore: it {reason}"));
+            Ok(())
+        }
+    }
+}
+
+/// What building needs: compilers, rust-src and bpf-linker.
 pub(crate) fn toolchain() -> Result<()> {
+    packages(&BUILD_TOOLS)?;
     rust_src()?;
     bpf_linker()
 }
@@ -95,9 +104,9 @@ fn find_llvm(folder: &Path, major: &str) -> Result<PathBuf> {
     bail!("the toolchain has no {wanted}* in {}: install Rust by rustup", folder.display())
 }
 
-fn packages() -> Result<()> {
+fn packages(tools: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<_> =
-        TOOLS.iter().filter(|(tool, _)| !exists(tool)).map(|(_, package)| *package).collect();
+        tools.iter().filter(|(tool, _)| !exists(tool)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! `accountant check`: whether the agent would work here, and what is in its way.
 
 use super::{datastore, sources};
-use crate::config::{CheckArgs, Datastore};
+use crate::config::{CheckArgs, ConfigError, Names, Process};
 use crate::engine::status::{State, Status};
 use crate::engine::{Engine, Settings};
 use serde_json::{Value, json};
@@ -17,9 +17,10 @@ const CAPABILITIES: [(&str, u8, &str); 1] = [("CAP_NET_ADMIN", 12, "to read rule
 /// Prints the findings; the exit status says whether the agent would count.
 pub fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = runtime.block_on(look(args))?;
+    let names = args.names.resolve(&Process);
+    let status = runtime.block_on(look(args, names.as_ref().ok()))?;
     runtime.shutdown_background();
-    let findings = findings(args, &status);
+    let findings = findings(args, names, &status);
     if args.json {
         println!("{findings:#}");
     } else {
@@ -29,9 +30,9 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn look(args: &CheckArgs) -> anyhow::Result<Status> {
+async fn look(args: &CheckArgs, names: Option<&Names>) -> anyhow::Result<Status> {
     let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
-    let (engine, handle) = Engine::new(settings, sources(&args.sources), datastore(&args.names)?)?;
+    let (engine, handle) = Engine::new(settings, sources(&args.sources), names.and_then(datastore))?;
     tokio::spawn(engine.run());
     let names = async {
         while handle.latest().status.datastore.name != "none" && !handle.latest().status.datastore.tried {
@@ -42,7 +43,7 @@ async fn look(args: &CheckArgs) -> anyhow::Result<Status> {
     Ok(handle.fresh(Duration::ZERO).await.status.clone())
 }
 
-fn findings(args: &CheckArgs, status: &Status) -> Value {
+fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status) -> Value {
     let sources: Vec<_> = status
         .sources
         .iter()
@@ -51,23 +52,20 @@ fn findings(args: &CheckArgs, status: &Status) -> Value {
     let counting = status.sources.iter().any(|s| s.state == State::Counting);
     let failing = status.sources.iter().any(|s| s.state == State::Failing);
     let datastore = &status.datastore;
-    let configured = match args.names.datastore() {
-        Ok(Datastore::None) => "none".to_string(),
-        Ok(Datastore::Unavailable(name)) => {
-            format!("{name} (not in this version: counting without names of pods)")
-        }
-        Ok(Datastore::Manifests(folder)) => format!("manifests in {}", folder.display()),
-        Err(error) => error.to_string(),
+    let (configured, node, settings, wrong) = match names {
+        Ok(names) => (names.datastore.value.name(), names.node.value.clone(), names.shown(), None),
+        Err(error) => ("none", String::new(), Vec::new(), Some(error.to_string())),
     };
     let capabilities: Vec<_> = CAPABILITIES
         .iter()
         .map(|(name, number, purpose)| json!({"name": name, "held": holds(*number), "purpose": purpose}))
         .collect();
     json!({
-        "works": counting && !failing,
+        "works": counting && !failing && wrong.is_none(),
         "version": env!("CARGO_PKG_VERSION"),
         "kernel": kernel(),
-        "node": args.names.node(),
+        "node": node,
+        "configuration": {"settings": settings, "wrong": wrong},
         "listen": args.serving.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
         "capabilities": capabilities,
         "sources": sources,
@@ -98,6 +96,14 @@ fn describe(findings: &Value) -> String {
         format!("accountant {} on Linux {}", text(&findings["version"]), text(&findings["kernel"])),
         format!("node: {}", text(&findings["node"])),
     ];
+    for setting in findings["configuration"]["settings"].as_array().into_iter().flatten() {
+        let (name, value, origin) = (&setting["name"], &setting["value"], &setting["origin"]);
+        lines.push(format!("  {}: {} ({})", text(name), text(value), text(origin)));
+    }
+    let wrong = text(&findings["configuration"]["wrong"]);
+    if !wrong.is_empty() {
+        lines.push(format!("configuration: WRONG: {wrong}"));
+    }
     for capability in findings["capabilities"].as_array().into_iter().flatten() {
         let held = if capability["held"] == true { "held" } else { "MISSING" };
         lines.push(format!("{}: {held} ({})", text(&capability["name"]), text(&capability["purpose"])));
@@ -118,6 +124,8 @@ fn describe(findings: &Value) -> String {
     lines.extend(reason.split("; ").filter(|r| !r.is_empty()).map(|r| format!("  {r}")));
     let verdict = if findings["works"] == true {
         "the agent would count here"
+    } else if !wrong.is_empty() {
+        "the agent would NOT start: its configuration is wrong"
     } else {
         "the agent would NOT count here: no source has chains of Calico's, or one cannot be read"
     };

@@ -4,7 +4,7 @@ pub mod check;
 pub mod run;
 pub mod show;
 
-use crate::config::{ConfigError, Datastore, NameArgs, SourceArgs};
+use crate::config::{Datastore, Names, SourceArgs};
 use crate::engine::sources::Make;
 use accountant_core::snapshot::Source;
 use accountant_dataplane::RuleSource;
@@ -12,6 +12,8 @@ use accountant_dataplane::iptables_legacy::{self, IptablesLegacy};
 use accountant_dataplane::nftables::Nftables;
 use accountant_datastore::Subscription;
 use accountant_datastore::convert::Settings;
+use accountant_datastore::etcdv3::Etcd;
+use accountant_datastore::kubernetes::Kubernetes;
 use accountant_datastore::manifests::Manifests;
 
 /// The registry of sources.
@@ -27,19 +29,19 @@ pub fn sources(args: &SourceArgs) -> Vec<(Source, Make)> {
 }
 
 /// Starts the datastore that is configured, in the current tokio runtime.
-pub fn datastore(args: &NameArgs) -> Result<Option<(&'static str, Subscription)>, ConfigError> {
-    Ok(match args.datastore()? {
-        Datastore::None => None,
-        Datastore::Unavailable(name) => {
-            tracing::warn!(
-                datastore = name,
-                "this version takes names from manifests only: counting without names of pods"
-            );
-            None
+pub fn datastore(names: &Names) -> Option<(&'static str, Subscription)> {
+    let prefix = names.interface_prefix.as_ref().map(|prefix| prefix.value.as_str());
+    let node = &names.node.value;
+    let settings = Settings::new(node, prefix.unwrap_or_default());
+    let subscription = match names.datastore.value.clone() {
+        Datastore::None => return None,
+        Datastore::Kubernetes(connection) => {
+            let mut kubernetes = Kubernetes::new(connection, node, prefix);
+            kubernetes.endpoint_status = Some(names.endpoint_status.clone());
+            accountant_datastore::start(kubernetes)
         }
-        Datastore::Manifests(folder) => {
-            let settings = Settings::new(&args.node(), &args.interface_prefix);
-            Some(("manifests", accountant_datastore::start(Manifests::new(folder, settings))))
-        }
-    })
+        Datastore::Etcdv3(connection) => accountant_datastore::start(Etcd { connection, settings }),
+        Datastore::Manifests(folder) => accountant_datastore::start(Manifests::new(folder, settings)),
+    };
+    Some((names.datastore.value.name(), subscription))
 }

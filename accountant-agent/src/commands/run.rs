@@ -1,7 +1,7 @@
 //! `accountant run`: the agent.
 
 use super::{datastore, sources};
-use crate::config::{LogArgs, LogFormat, RunArgs};
+use crate::config::{LogArgs, LogFormat, Process, RunArgs};
 use crate::engine::{Engine, Settings};
 use crate::export::http::{self, Service};
 use crate::export::prometheus::Exporter;
@@ -26,12 +26,12 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
 async fn agent(args: RunArgs) -> anyhow::Result<()> {
     let settings = Settings { poll_interval: args.serving.poll_interval, grace: args.serving.grace_period };
-    let names = datastore(&args.names)?;
+    let names = args.names.resolve(&Process).context("reading the configuration")?;
     let (engine, handle) =
-        Engine::new(settings, sources(&args.sources), names).context("starting the sources")?;
+        Engine::new(settings, sources(&args.sources), datastore(&names)).context("starting the sources")?;
     let exporter = Exporter::new(args.serving.compat_metrics, args.serving.minimum_counter);
     let service = Service { engine: handle, exporter: Arc::new(exporter), max_age: args.serving.max_age };
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = args.names.node(), "counting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = names.node.value, "counting");
     for address in args.serving.addresses() {
         tokio::spawn(http::serve(address, service.clone()));
     }
@@ -47,7 +47,8 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
 }
 
 fn start_log(args: &LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_filter)
+    // What the library of the Kubernetes datastore says at each try, the datastore says once.
+    let filter = EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{}", args.log_filter))
         .with_context(|| format!("log filter {:?} (--log-filter, ACCOUNTANT_LOG)", args.log_filter))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {

@@ -1,7 +1,7 @@
 //! `accountant show`: the accounts, from a running agent or read directly.
 
 use super::{datastore, sources};
-use crate::config::ShowArgs;
+use crate::config::{Process, ShowArgs};
 use crate::engine::{Engine, Published, Settings};
 use crate::export::{json, table};
 use anyhow::{Context, anyhow};
@@ -87,8 +87,8 @@ type Direct = Option<crate::engine::Handle>;
 async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
     if direct.is_none() {
         let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
-        let names = datastore(&args.names)?;
-        let (engine, handle) = Engine::new(settings, sources(&args.sources), names)?;
+        let names = args.names.resolve(&Process).context("reading the configuration")?;
+        let (engine, handle) = Engine::new(settings, sources(&args.sources), datastore(&names))?;
         tokio::spawn(engine.run());
         *direct = Some(handle);
     }

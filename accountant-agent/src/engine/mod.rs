@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Interval from which on a tick does not read twice: the next one comes soon enough.
 const SOON_ENOUGH: Duration = Duration::from_secs(1);
 
+/// How many changes of names are taken before other things get their turn.
+const NAMES_AT_ONCE: usize = 1000;
+
 /// What the engine publishes.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -267,27 +270,29 @@ impl Engine {
         self.publish.send_replace(Arc::new(Published { view, status, at }));
     }
 
+    /// Takes a change of names, and all that wait behind it: they are published together.
     fn take_names(&mut self, news: Option<accountant_datastore::Update>) {
-        match news {
-            Some(update) => {
-                if update.apply_to(&mut self.books.index) {
-                    self.names.last_event = Some(SystemTime::now());
-                    self.books.rename();
-                }
-            }
-            None => {
-                let Some(subscription) = &mut self.datastore else { return };
-                let status = subscription.status.borrow_and_update().clone();
-                for error in &status.errors {
-                    if !self.names.reason.contains(error.as_str()) {
-                        tracing::warn!(datastore = self.names.name, %error, "datastore reports a problem");
-                    }
-                }
-                self.names.in_sync = status.in_sync;
-                self.names.reason = status.errors.join("; ");
-            }
+        let Some(subscription) = &mut self.datastore else { return };
+        // What is said of the names is true of those that were handed over before, all of which are taken now.
+        let status = subscription.status.borrow_and_update().clone();
+        let mut changed = false;
+        let mut next = news.or_else(|| subscription.updates.try_recv().ok());
+        for _ in 0..NAMES_AT_ONCE {
+            let Some(update) = next else { break };
+            changed |= update.apply_to(&mut self.books.index);
+            next = subscription.updates.try_recv().ok();
         }
-        self.names.tried = true;
+        if let Some(update) = next {
+            changed |= update.apply_to(&mut self.books.index);
+        }
+        self.names.in_sync = status.in_sync;
+        self.names.tried |= status.in_sync || !status.errors.is_empty();
+        self.names.reason = status.errors.join("; ");
+        self.names.errors = status.counts;
+        if changed {
+            self.names.last_event = Some(SystemTime::now());
+            self.books.rename();
+        }
         let at = self.publish.borrow().at;
         self.publish_now(at);
     }

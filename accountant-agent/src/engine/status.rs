@@ -141,6 +141,8 @@ pub struct DatastoreStatus {
     pub reason: String,
     /// When it last told something.
     pub last_event: Option<SystemTime>,
+    /// Errors by reason.
+    pub errors: BTreeMap<&'static str, u64>,
     /// Objects by kind.
     pub objects: BTreeMap<String, usize>,
 }

@@ -40,7 +40,7 @@ pub(super) fn workload(endpoint: &Named<'_>, _: &Settings) -> Result<Option<Obje
     Ok(Some(Object::Workload(Interface::from(interface), workload)))
 }
 
-fn texts<'a>(
+pub(super) fn texts<'a>(
     list: &'a Field<Vec<Field<Box<str>>>>,
     name: &'static str,
 ) -> Result<Vec<&'a str>, ConvertError> {

@@ -11,7 +11,7 @@ mod error;
 pub(crate) mod field;
 mod pod;
 mod policy;
-mod profile;
+pub(crate) mod profile;
 pub(crate) mod resource;
 
 pub use error::ConvertError;
@@ -116,6 +116,11 @@ pub fn convert(
     let object = (kind.convert)(&Named { resource, group, namespace, name }, settings)?;
     let key = || (key_kind(kind.name, group), namespace.into(), name.into());
     Ok(object.map(|object| (key(), object)))
+}
+
+/// What tells an object apart, as [`convert`] keys it, without looking into the object.
+pub(crate) fn object_key(kind: &str, group: &str, namespace: &str, name: &str) -> ObjectKey {
+    (key_kind(kind, group), namespace.into(), name.into())
 }
 
 fn short<'a>(name: &'a str, field: &'static str) -> Result<&'a str, ConvertError> {

@@ -24,6 +24,8 @@ pub struct Resource {
 pub(crate) struct Metadata {
     pub(crate) name: Field<Box<str>>,
     pub(crate) namespace: Field<Box<str>>,
+    /// What a watch goes on from.
+    pub(crate) resource_version: Field<Box<str>>,
     /// Only whether it is there matters.
     pub(crate) deletion_timestamp: Field<Box<str>>,
     pub(crate) labels: Group<Labels>,
@@ -62,6 +64,8 @@ pub(crate) struct Spec {
     pub(crate) node_name: Field<Box<str>>,
     /// Pod: it has no interface of its own.
     pub(crate) host_network: Field<bool>,
+    /// Pod: its service account.
+    pub(crate) service_account_name: Field<Box<str>>,
     /// Policies of Calico: the tier. ClusterNetworkPolicy: `Admin` or `Baseline`.
     pub(crate) tier: Field<Box<str>>,
     /// HostEndpoint: the node it is on.
@@ -77,6 +81,12 @@ pub(crate) struct Spec {
     pub(crate) workload: Field<Box<str>>,
     /// WorkloadEndpoint: its networks.
     pub(crate) ip_networks: Field<Vec<Field<Box<str>>>>,
+    /// HostEndpoint and WorkloadEndpoint: their profiles.
+    pub(crate) profiles: Field<Vec<Field<Box<str>>>>,
+    /// ClusterInformation: false while the datastore is being migrated.
+    pub(crate) datastore_ready: Field<bool>,
+    /// FelixConfiguration: what the names of workload interfaces begin with.
+    pub(crate) interface_prefix: Field<Box<str>>,
 }
 
 /// What a Pod's status says.

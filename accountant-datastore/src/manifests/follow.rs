@@ -3,9 +3,9 @@
 //! Reading is on a blocking thread. Whatever changed, all is read again; what is the same is not decoded again.
 
 use super::Manifests;
-use super::bell::Bell;
 use super::folder::{Outcome, read};
 use super::memory::Memory;
+use crate::bell::Bell;
 use crate::convert::Settings;
 use crate::{Datastore, Outlet, Status, Update};
 use std::future::pending;

@@ -8,7 +8,6 @@
 //! Invariant: what cannot be read or understood is reported, and takes away neither what is beside it nor what the
 //! same file said when it was last good.
 
-mod bell;
 mod decode;
 mod document;
 mod facts;

@@ -16,9 +16,24 @@ pub const ADDRESS: &str = "127.0.0.1:9009";
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Variables that would reach the agent from whoever runs the lab.
-const NOT_INHERITED: [&str; 5] =
-    ["DATASTORE_TYPE", "ACCOUNTANT_MANIFESTS", "NODENAME", "FELIX_INTERFACEPREFIX", "ACCOUNTANT_LOG"];
+/// Variables that would reach the agent from whoever runs the lab: those of Calico's configuration and its own. `HOME` may
+/// have a kubeconfig.
+const NOT_INHERITED: [&str; 14] = [
+    "ACCOUNTANT_",
+    "CALICO_",
+    "DATASTORE_TYPE",
+    "ETCD_",
+    "FELIX_",
+    "HOME",
+    "HOSTNAME",
+    "K8S_",
+    "KUBE",
+    "METRICS_SERVER_PORT",
+    "MINIMUM_COUNTER",
+    "NODE",
+    "USE_POD_CIDR",
+    "XTABLES_LOCKFILE",
+];
 
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -138,8 +153,10 @@ impl Drop for Agent {
 
 fn command(namespace: &Namespace, program: &Path) -> Result<Command> {
     let mut command = namespace.command(&program.display().to_string())?;
-    for variable in NOT_INHERITED {
-        command.env_remove(variable);
+    for (name, _) in std::env::vars_os() {
+        if NOT_INHERITED.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
     }
     Ok(command)
 }

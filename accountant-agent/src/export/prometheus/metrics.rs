@@ -164,6 +164,10 @@ metrics! {
         ["kind"]
         "Objects that names are taken from."
         "without a datastore, and for kinds of which there are none"
+    DATASTORE_ERRORS Counter "calico_accountant_datastore_errors_total" in "errors"
+        ["kind" "reason"]
+        "What went wrong with the datastore, by reason: connections, lists and watches that failed, and objects that cannot be used."
+        "without a datastore, and for reasons that did not occur"
     BUILD_INFO Gauge "calico_accountant_build_info" in "always 1"
         ["version"]
         "The version of the agent; always 1."

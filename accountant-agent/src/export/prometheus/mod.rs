@@ -229,6 +229,11 @@ fn datastore_families(text: &mut Text, published: &Published) {
             *count as u64,
         );
     }
+    text.family(&metrics::DATASTORE_ERRORS);
+    for (reason, count) in &datastore.errors {
+        let labels = render_labels([("kind", datastore.name), ("reason", reason)]);
+        text.sample(metrics::DATASTORE_ERRORS.name, &labels, *count);
+    }
 }
 
 fn seconds(time: SystemTime) -> f64 {

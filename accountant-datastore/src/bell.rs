@@ -20,7 +20,7 @@ const QUIET: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A bell.
-pub(super) struct Bell {
+pub(crate) struct Bell {
     inotify: Arc<Inotify>,
     changed: Arc<Notify>,
     _open_while_in_use: PipeWriter,
@@ -28,24 +28,22 @@ pub(super) struct Bell {
 
 impl Bell {
     /// A bell that watches nothing yet.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let inotify = Arc::new(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?);
         let changed = Arc::new(Notify::new());
         let (end, open_while_in_use) = io::pipe()?;
         let (events, ring) = (Arc::clone(&inotify), Arc::clone(&changed));
-        thread::Builder::new()
-            .name("manifests-bell".into())
-            .spawn(move || wait_for_events(&events, &end, &ring))?;
+        thread::Builder::new().name("bell".into()).spawn(move || wait_for_events(&events, &end, &ring))?;
         Ok(Self { inotify, changed, _open_while_in_use: open_while_in_use })
     }
 
     /// What folders to watch are told to.
-    pub(super) fn inotify(&self) -> Arc<Inotify> {
+    pub(crate) fn inotify(&self) -> Arc<Inotify> {
         Arc::clone(&self.inotify)
     }
 
     /// Comes back after a burst of changes, also after one that was before the call.
-    pub(super) async fn rung(&self) {
+    pub(crate) async fn rung(&self) {
         self.changed.notified().await;
         let patience = Instant::now() + PATIENCE;
         while Instant::now() < patience {
@@ -66,7 +64,7 @@ fn wait_for_events(inotify: &Inotify, end: &PipeReader, ring: &Notify) {
         match polled {
             Err(Errno::EINTR) => continue,
             Err(errno) => {
-                tracing::warn!(error = %errno, "waiting for changes of manifests failed, they will be seen late");
+                tracing::warn!(error = %errno, "waiting for changes of files failed, they will be seen late");
                 return;
             }
             Ok(_) if end => return,

@@ -1,8 +1,19 @@
 //! Configuration: arguments as typed ([`Cli`]), and as checked ([`Config`]).
 //!
-//! Every flag has an environment variable as its twin; the flag wins. Names of Calico's own variables are kept.
+//! Every flag has an environment variable as its twin; the flag wins. Names of Calico's own variables are kept: what Calico
+//! reads itself is found in its own way ([`calico`]), and what it comes to, and why, is in [`Names`].
+
+mod calico;
+mod datastore;
+mod node;
+pub mod setting;
+mod surroundings;
+
+pub use datastore::Datastore;
+pub use surroundings::{Process, Surroundings};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use setting::{Given, Origin, Setting};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,18 +58,27 @@ pub struct RunArgs {
 /// Where names come from.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NameArgs {
-    /// Datastore to take names from. Default: manifests if --manifests is given, else none.
-    #[arg(long, env = "DATASTORE_TYPE", value_enum)]
+    /// Datastore to take names from [env: CALICO_DATASTORE_TYPE, DATASTORE_TYPE]. Default: etcdv3 if there are
+    /// ETCD_ENDPOINTS, kubernetes if there is a kubeconfig or a service account, else none.
+    #[arg(long, value_enum)]
     pub datastore_type: Option<DatastoreType>,
     /// Folder of YAML or JSON files with Kubernetes and Calico objects, watched for changes.
     #[arg(long, env = "ACCOUNTANT_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
-    /// Name of this node. Default: the nodename file of calico-node, then $HOSTNAME, then the kernel's host name.
-    #[arg(long, env = "NODENAME", value_name = "NAME")]
+    /// Calico's client configuration, a file of kind CalicoAPIConfig; Calico's variables are not looked at then.
+    #[arg(long, env = "ACCOUNTANT_CALICO_CONFIG", value_name = "FILE")]
+    pub calico_config: Option<PathBuf>,
+    /// Name of this node [env: NODENAME]. Default: the nodename file of calico-node, then $HOSTNAME, then the kernel's
+    /// host name.
+    #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Prefix of workload interfaces; the first of a comma-separated list names pods.
-    #[arg(long, env = "FELIX_INTERFACEPREFIX", value_name = "PREFIX", default_value = "cali")]
-    pub interface_prefix: String,
+    /// Prefix of workload interfaces [env: FELIX_INTERFACEPREFIX]; the first of a comma-separated list names pods.
+    /// Default: what the FelixConfiguration says, then cali.
+    #[arg(long, value_name = "PREFIX")]
+    pub interface_prefix: Option<String>,
+    /// Folder in which Felix reports its endpoints, from Calico 3.30 on; it tells interfaces that have other names.
+    #[arg(long, env = "ACCOUNTANT_ENDPOINT_STATUS", value_name = "DIR", default_value = accountant_datastore::ENDPOINT_STATUS)]
+    pub endpoint_status: PathBuf,
 }
 
 /// Datastores.
@@ -192,17 +212,6 @@ fn interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
-/// The datastore that the agent takes names from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Datastore {
-    /// None.
-    None,
-    /// A folder of YAML.
-    Manifests(PathBuf),
-    /// One that this build cannot read; the agent counts without names.
-    Unavailable(&'static str),
-}
-
 /// A configuration that makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
@@ -210,48 +219,108 @@ pub enum ConfigError {
     #[error("datastore type manifests needs a folder: give --manifests DIR or ACCOUNTANT_MANIFESTS")]
     NoFolder,
     /// A folder with another datastore.
-    #[error("--manifests is given together with datastore type {0}: give one of the two")]
-    TwoDatastores(&'static str),
+    #[error("--manifests is given together with datastore type {0} ({1}): give one of the two")]
+    TwoDatastores(&'static str, Origin),
+    /// A value that cannot be.
+    #[error("{origin} is {value:?}, which must be {wanted}")]
+    Value {
+        /// The value.
+        value: String,
+        /// Where it stands.
+        origin: Origin,
+        /// What it may be.
+        wanted: &'static str,
+    },
+    /// A file that cannot be used.
+    #[error("cannot use {path:?}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Two settings that exclude each other.
+    #[error("{0} and {1} are both given: give one of the two")]
+    Both(&'static str, &'static str),
+    /// A certificate without its key, or the other way round.
+    #[error("{0} is given without {1}: give both or none")]
+    OneOfTwo(&'static str, &'static str),
+    /// `etcdv3` without endpoints.
+    #[error("datastore type etcdv3 needs ETCD_ENDPOINTS or ETCD_DISCOVERY_SRV: give one of the two")]
+    NoEndpoints,
+    /// `kubernetes` without a way to it.
+    #[error(
+        "datastore type kubernetes needs a way to the API server: give KUBECONFIG or K8S_API_ENDPOINT, or run in a pod \
+         with a service account"
+    )]
+    NoServer,
 }
 
-impl NameArgs {
-    /// The datastore that these arguments mean.
-    pub fn datastore(&self) -> Result<Datastore, ConfigError> {
-        use DatastoreType::{Etcdv3, Kubernetes, Manifests};
-        match (self.datastore_type, &self.manifests) {
-            (None | Some(Manifests), Some(folder)) => Ok(Datastore::Manifests(folder.clone())),
-            (Some(Manifests), None) => Err(ConfigError::NoFolder),
-            (Some(Kubernetes), Some(_)) => Err(ConfigError::TwoDatastores("kubernetes")),
-            (Some(Etcdv3), Some(_)) => Err(ConfigError::TwoDatastores("etcdv3")),
-            (Some(DatastoreType::None), Some(_)) => Err(ConfigError::TwoDatastores("none")),
-            (Some(Kubernetes), None) => Ok(Datastore::Unavailable("kubernetes")),
-            (Some(Etcdv3), None) => Ok(Datastore::Unavailable("etcdv3")),
-            (None | Some(DatastoreType::None), None) => Ok(Datastore::None),
+impl DatastoreType {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "kubernetes",
+            Self::Etcdv3 => "etcdv3",
+            Self::Manifests => "manifests",
+            Self::None => "none",
         }
     }
 
-    /// The name of this node, in calico-node's order.
-    pub fn node(&self) -> String {
-        let given =
-            self.node_name.as_deref().map(str::trim).filter(|name| !name.is_empty()).map(str::to_string);
-        let file = std::env::var("CALICO_NODENAME_FILE").unwrap_or("/var/lib/calico/nodename".into());
-        given
-            .or_else(|| std::fs::read_to_string(file).ok().filter(|name| !name.is_empty()))
-            .or_else(|| {
-                std::env::var("HOSTNAME")
-                    .ok()
-                    .map(|name| name.trim().to_lowercase())
-                    .filter(|n| !n.is_empty())
-            })
-            .or_else(|| {
-                nix::unistd::gethostname().ok()?.into_string().ok().map(|name| name.trim().to_lowercase())
-            })
-            .unwrap_or_default()
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Kubernetes, Self::Etcdv3, Self::Manifests, Self::None]
+            .into_iter()
+            .find(|datastore| datastore.as_str() == text)
     }
+}
 
-    /// The prefix that names pods' interfaces.
-    pub fn pod_prefix(&self) -> &str {
-        self.interface_prefix.split(',').next().unwrap_or("cali")
+/// Where names come from, after all that was given was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// The datastore.
+    pub datastore: Given<Datastore>,
+    /// The name of this node.
+    pub node: Given<String>,
+    /// What the names of workload interfaces begin with, where that is told.
+    pub interface_prefix: Option<Given<String>>,
+    /// Where Felix reports its endpoints.
+    pub endpoint_status: PathBuf,
+    /// Calico's settings that are set.
+    settings: Vec<Setting>,
+}
+
+impl NameArgs {
+    /// What the arguments, and what is found around, come to.
+    pub fn resolve(&self, around: &dyn Surroundings) -> Result<Names, ConfigError> {
+        let (datastore, settings) = datastore::choose(self, around)?;
+        let flag = self.interface_prefix.clone().map(|prefix| (prefix, Origin::Flag("--interface-prefix")));
+        let variable = || {
+            let name = "FELIX_INTERFACEPREFIX";
+            Some((around.variable(name)?, Origin::Variable(name.into())))
+        };
+        let prefix = flag.or_else(variable).filter(|(prefix, _)| !prefix.trim().is_empty());
+        Ok(Names {
+            datastore,
+            node: node::name(self.node_name.as_deref(), around),
+            interface_prefix: prefix.map(|(prefix, origin)| Given::new(prefix, origin)),
+            endpoint_status: self.endpoint_status.clone(),
+            settings,
+        })
+    }
+}
+
+impl Names {
+    /// Everything as it is shown: our own settings first, then those of Calico's that are set.
+    pub fn shown(&self) -> Vec<Setting> {
+        let datastore = Given::new(self.datastore.value.name().to_string(), self.datastore.origin.clone());
+        let unset = Given::new("cali, or as FelixConfiguration says".into(), Origin::Default);
+        let prefix = self.interface_prefix.as_ref().unwrap_or(&unset);
+        let own = [
+            Setting::shown("datastore", &datastore),
+            Setting::shown("node name", &self.node),
+            Setting::shown("interface prefix", prefix),
+        ];
+        own.into_iter().chain(self.settings.iter().cloned()).collect()
     }
 }
 
@@ -269,24 +338,6 @@ impl ServingArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(kind: Option<DatastoreType>, folder: Option<&str>) -> NameArgs {
-        NameArgs { datastore_type: kind, manifests: folder.map(Into::into), ..NameArgs::default() }
-    }
-
-    #[test]
-    fn the_datastore_follows_from_what_is_given() {
-        let folder = Datastore::Manifests("m".into());
-        for (args, want) in [
-            (names(None, None), Ok(Datastore::None)),
-            (names(None, Some("m")), Ok(folder.clone())),
-            (names(Some(DatastoreType::Manifests), Some("m")), Ok(folder)),
-            (names(Some(DatastoreType::Manifests), None), Err(ConfigError::NoFolder)),
-            (names(Some(DatastoreType::None), Some("m")), Err(ConfigError::TwoDatastores("none"))),
-        ] {
-            assert_eq!(args.datastore(), want, "{args:?}");
-        }
-    }
 
     #[test]
     fn wrong_values_are_said_to_be_wrong() {

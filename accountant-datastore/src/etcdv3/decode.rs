@@ -1,0 +1,68 @@
+//! A value in etcd to what it tells. Pure; any bytes give a name, nothing, or a reason.
+
+use super::keys::GROUP;
+use crate::cache::{Came, Told, refused};
+use crate::convert::field::{Field, Group};
+use crate::convert::resource::{Metadata, cut};
+use crate::convert::{Resource, Settings};
+
+/// What a value tells. Kind, namespace and name are those of its key, as Calico has it: up to 3.31 the name in the value may
+/// be another, and Felix goes by the key.
+pub(super) fn decode(kind: &str, namespace: &str, name: &str, value: &[u8], settings: &Settings) -> Came {
+    let slash = if namespace.is_empty() { "" } else { "/" };
+    let object = || format!("{kind} {}{slash}{} in etcd", cut(namespace), cut(name));
+    let mut resource = match serde_json::from_slice::<Field<Resource>>(value) {
+        Ok(Field::Is(resource)) => resource,
+        Ok(Field::Absent) => return Err(format!("cannot use {}: its value is null; correct it", object())),
+        Ok(Field::Wrong(found)) => {
+            return Err(format!("cannot use {}: its value is {found}, not an object; correct it", object()));
+        }
+        Err(error) => {
+            return Err(format!("cannot use {}: its value is no JSON: {error}; correct it", object()));
+        }
+    };
+    let text = |text: &str| Field::Is(text.into());
+    let metadata = match resource.metadata {
+        Group::Is(metadata) => Metadata { name: text(name), namespace: text(namespace), ..metadata },
+        Group::Wrong(_) => Metadata { name: text(name), namespace: text(namespace), ..Metadata::default() },
+    };
+    resource.kind = text(kind);
+    resource.api_version = Field::Is(format!("{GROUP}/v3").into());
+    resource.metadata = Group::Is(metadata);
+    Told::of(&resource, settings).map_err(|error| refused(&object(), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write as _;
+
+    fn check(kind: &str, value: &str, want: &str) {
+        let told = decode(kind, "n", "default.x", value.as_bytes(), &Settings::new("w", ""));
+        let mut text = String::new();
+        match told {
+            Ok(told) => write!(text, "{told:?}").unwrap(),
+            Err(error) => text = error,
+        }
+        assert!(text.contains(want), "{text:?} contains {want:?}");
+    }
+
+    #[test]
+    fn the_key_names_the_object_and_the_value_the_rest() {
+        let value = r#"{"kind": "Pod", "metadata": {"name": "other"}, "spec": {"tier": "sec"}}"#;
+        check("NetworkPolicy", value, r#"namespace: "n", name: "x" }, "sec""#);
+        check("NetworkPolicy", r#"{"spec": {}}"#, r#"name: "x" }, "default""#);
+        check("NetworkPolicy", r#"{"metadata": 3}"#, r#"name: "x""#);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told_by_name() {
+        let at = "cannot use NetworkPolicy n/default.x in etcd: ";
+        check("NetworkPolicy", "nonsense", &format!("{at}its value is no JSON"));
+        check("NetworkPolicy", "", &format!("{at}its value is no JSON"));
+        check("NetworkPolicy", "[]", &format!("{at}its value is a list"));
+        check("NetworkPolicy", "null", &format!("{at}its value is null"));
+        check("NetworkPolicy", r#"{"spec": {"tier": 3}}"#, &format!("{at}spec.tier must not be a number"));
+        check("WorkloadEndpoint", r#"{"spec": {}}"#, "spec.interfaceName is missing");
+    }
+}

@@ -1,0 +1,410 @@
+//! Follows the API server: one watch for each kind that it serves, for as long as anybody listens.
+//!
+//! Invariant: each kind is listed and followed by itself; what happens to one takes nothing from the others. What was told
+//! stays until a complete list says otherwise.
+
+use super::Kubernetes;
+use super::discover::served;
+use super::door::Door;
+use super::failure::{self, Remedy};
+use super::item::{identify, told};
+use super::kinds::{Kind, Role};
+use super::pods::Pods;
+use super::watch::{Change, watch_kind};
+use crate::cache::{Cache, Came};
+use crate::convert::Resource;
+use crate::etcdv3::ready::is_ready_now;
+use crate::health::Health;
+use crate::local::{self, LocalEndpoints};
+use crate::patience::{Waits, spread};
+use crate::{Disconnected, Outlet, explain};
+use accountant_core::index::ObjectKey;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use kube::Client;
+use kube::runtime::watcher;
+use kube::runtime::watcher::Event;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamMap;
+
+/// How long an answer to what is served may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A new client is made at most so often.
+const RENEW_AFTER: Duration = Duration::from_secs(2);
+/// Changes that are taken at once.
+const AT_ONCE: usize = 1000;
+
+type Watches = StreamMap<Id, BoxStream<'static, Change>>;
+
+/// A kind that is followed.
+struct Followed {
+    kind: &'static Kind,
+    /// What its list has come to so far.
+    listing: Option<Vec<(ObjectKey, Resource)>>,
+    /// Whether it was listed since it is followed.
+    listed: bool,
+    /// How long to wait before it is listed anew.
+    waits: Waits,
+}
+
+/// What is followed.
+struct Follower<'a> {
+    kubernetes: &'a Kubernetes,
+    client: Client,
+    door: Door,
+    renewed: Instant,
+    renew_wanted: bool,
+    cache: Cache,
+    health: &'a mut Health,
+    pods: Pods,
+    followed: BTreeMap<Id, Followed>,
+    watches: Watches,
+    /// Which kinds there are was found out.
+    discovered: bool,
+    discovery: BoxFuture<'static, Result<Vec<&'static Kind>, kube::Error>>,
+    discover_after: Duration,
+    /// The datastore is not in use: Calico's kinds stay as they are.
+    frozen: bool,
+}
+
+/// The part of [`Health`] that the connection is.
+const CONNECTION: &str = "kubernetes";
+const READY: &str = "clusterinformation";
+
+/// Runs until nobody listens.
+pub(super) async fn follow(kubernetes: Kubernetes, outlet: &Outlet) -> Result<(), Disconnected> {
+    let (opened, mut opened_paths) = mpsc::unbounded_channel();
+    let mut health = Health::default();
+    let (door, client) = open(&kubernetes, &mut health, outlet, opened).await;
+    let mut local = kubernetes.endpoint_status.clone().map(local::follow);
+    let mut follower = Follower::new(&kubernetes, client, door, &mut health);
+    loop {
+        let mut quiet = false;
+        tokio::select! {
+            Some((name, change)) = follower.watches.next(), if !follower.watches.is_empty() => {
+                quiet = follower.take(name, change);
+                let mut more = 0;
+                while more < AT_ONCE && let Some(Some((name, change))) = follower.watches.next().now_or_never() {
+                    quiet &= follower.take(name, change);
+                    more += 1;
+                }
+            }
+            Some(path) = opened_paths.recv() => follower.opened(&path),
+            found = &mut follower.discovery => follower.discovered(found),
+            endpoints = changed(&mut local) => follower.pods.reported(endpoints, &mut follower.cache),
+        }
+        follower.remedy().await;
+        if !quiet {
+            follower.health.in_sync = follower.is_in_sync();
+            follower.health.hand_over(&mut follower.cache, outlet).await?;
+        }
+    }
+}
+
+/// What Felix reports, when it is other than before.
+async fn changed(local: &mut Option<watch::Receiver<LocalEndpoints>>) -> LocalEndpoints {
+    if let Some(local) = local
+        && local.changed().await.is_ok()
+    {
+        return local.borrow_and_update().clone();
+    }
+    std::future::pending().await
+}
+
+/// Makes the first client. Its settings may come to be right later.
+async fn open(
+    kubernetes: &Kubernetes,
+    health: &mut Health,
+    outlet: &Outlet,
+    opened: mpsc::UnboundedSender<String>,
+) -> (Door, Client) {
+    let mut waits = Waits::default();
+    loop {
+        match Door::open(&kubernetes.connection, opened.clone()).await {
+            Ok(open) => return open,
+            Err(error) => {
+                let advice = "see KUBECONFIG, K8S_API_ENDPOINT and the files they name; it is tried again";
+                health.fail(CONNECTION, "certificate", explain(&error, advice));
+                health.report(&Cache::default(), outlet);
+                tokio::time::sleep(waits.next().unwrap_or_default()).await;
+            }
+        }
+    }
+}
+
+impl<'a> Follower<'a> {
+    fn new(kubernetes: &'a Kubernetes, client: Client, door: Door, health: &'a mut Health) -> Self {
+        let mut follower = Self {
+            kubernetes,
+            client,
+            door,
+            renewed: Instant::now(),
+            renew_wanted: false,
+            cache: Cache::default(),
+            health,
+            pods: Pods::new(kubernetes.settings.clone(), kubernetes.prefix_is_told),
+            followed: BTreeMap::new(),
+            watches: StreamMap::new(),
+            discovered: false,
+            discovery: std::future::pending().boxed(),
+            discover_after: kubernetes.discover_after.0,
+            frozen: false,
+        };
+        follower.discover_in(Duration::ZERO);
+        follower
+    }
+
+    fn is_in_sync(&self) -> bool {
+        self.discovered && !self.frozen && self.followed.values().all(|followed| followed.listed)
+    }
+
+    /// Plans to find out which kinds there are.
+    fn discover_in(&mut self, wait: Duration) {
+        let (client, told) = (self.client.clone(), self.kubernetes.connection.api_group);
+        self.discovery = async move {
+            tokio::time::sleep(wait).await;
+            match tokio::time::timeout(PATIENCE, served(client, told)).await {
+                Ok(found) => found,
+                Err(late) => Err(kube::Error::Service(late.into())),
+            }
+        }
+        .boxed();
+    }
+
+    fn discovered(&mut self, found: Result<Vec<&'static Kind>, kube::Error>) {
+        let (first, longest) = self.kubernetes.discover_after;
+        match found {
+            Ok(kinds) => {
+                self.discovered = true;
+                self.health.works(CONNECTION);
+                self.follow_these(&kinds);
+            }
+            Err(error) => {
+                let failure = failure::of("find out what the API server serves", &error, "discover");
+                self.health.fail(CONNECTION, failure.reason, failure.text);
+                self.discover_after = self.discover_after.min(first);
+                self.renew_soon();
+            }
+        }
+        self.discover_in(spread(self.discover_after));
+        self.discover_after = (self.discover_after * 2).min(longest);
+    }
+
+    fn follow_these(&mut self, kinds: &[&'static Kind]) {
+        let followed = self.followed.values().map(|followed| followed.kind);
+        let gone: Vec<_> = followed.filter(|kind| !kinds.contains(kind)).collect();
+        for kind in gone {
+            self.forget(kind);
+        }
+        for kind in kinds {
+            let held = self.frozen && kind.is_calicos() && kind.role != Role::Ready;
+            if !held && !self.followed.contains_key(&id(kind)) && self.is_wanted(kind) {
+                tracing::debug!(kind = kind.full_name(), "following");
+                self.start(kind);
+            }
+        }
+    }
+
+    /// Without need of what FelixConfiguration says, nobody need be allowed to read it.
+    fn is_wanted(&self, kind: &Kind) -> bool {
+        kind.role != Role::Prefix || !self.kubernetes.prefix_is_told
+    }
+
+    fn start(&mut self, kind: &'static Kind) {
+        let watch = self.watch(kind, Duration::ZERO);
+        self.watches.insert(id(kind), watch);
+        self.followed
+            .insert(id(kind), Followed { kind, listing: None, listed: false, waits: Waits::default() });
+    }
+
+    fn watch(&self, kind: &'static Kind, wait: Duration) -> BoxStream<'static, Change> {
+        watch_kind(self.client.clone(), kind, &self.kubernetes.settings.node, wait)
+    }
+
+    /// A kind that is not there any more has no objects.
+    fn forget(&mut self, kind: &'static Kind) {
+        self.watches.remove(&id(kind));
+        self.followed.remove(&id(kind));
+        self.health.works(&kind.full_name());
+        self.replace(kind, Vec::new());
+    }
+
+    /// Takes a change. Returns whether it changes nothing yet.
+    fn take(&mut self, id: Id, change: Change) -> bool {
+        let Some(followed) = self.followed.get_mut(&id) else { return true };
+        let kind = followed.kind;
+        match change {
+            Ok(Event::Init) => {
+                followed.listing = Some(Vec::new());
+                return true;
+            }
+            Ok(Event::InitApply(mut object)) => {
+                let key = identify(kind, &mut object);
+                followed.listing.get_or_insert_default().push((key, object));
+                return true;
+            }
+            Ok(Event::InitDone) => {
+                let objects = followed.listing.take().unwrap_or_default();
+                followed.listed = true;
+                self.health.works(&kind.full_name());
+                self.replace(kind, objects);
+                if self.frozen {
+                    self.hold();
+                }
+            }
+            Ok(Event::Apply(mut object)) => {
+                let key = identify(kind, &mut object);
+                self.put(kind, key, object);
+            }
+            Ok(Event::Delete(mut object)) => {
+                let key = identify(kind, &mut object);
+                self.remove(kind, &key);
+            }
+            Err(error) => self.fail(kind, &error),
+        }
+        false
+    }
+
+    fn fail(&mut self, kind: &'static Kind, error: &watcher::Error) {
+        let failure = failure::of_watch(&kind.full_name(), error);
+        tracing::debug!(
+            kind = kind.full_name(),
+            reason = failure.reason,
+            text = failure.text,
+            "watch failed"
+        );
+        match failure.remedy {
+            Remedy::Nothing => self.health.count(failure.reason),
+            Remedy::List => {
+                self.health.count(failure.reason);
+                let waits = self.followed.get_mut(&id(kind)).map(|followed| &mut followed.waits);
+                let wait = waits.and_then(Iterator::next).unwrap_or_default();
+                let watch = self.watch(kind, wait);
+                self.watches.insert(id(kind), watch);
+            }
+            Remedy::Wait => self.health.fail(&kind.full_name(), failure.reason, failure.text),
+            Remedy::Renew => {
+                self.health.fail(&kind.full_name(), failure.reason, failure.text);
+                self.renew_soon();
+            }
+            Remedy::Discover => {
+                self.health.count(failure.reason);
+                self.forget(kind);
+                self.discover_after = self.kubernetes.discover_after.0;
+                self.discover_in(spread(self.discover_after / 10));
+            }
+        }
+    }
+
+    fn put(&mut self, kind: &'static Kind, key: ObjectKey, object: Resource) {
+        match kind.role {
+            Role::Pods => self.pods.put(key, object, &mut self.cache),
+            Role::Names => {
+                let came = told(&object, &self.kubernetes.settings);
+                self.cache.put(key, came);
+            }
+            Role::Ready if &*key.2 == "default" => self.set_ready(is_ready_now(&object)),
+            Role::Ready => {}
+            Role::Prefix => self.pods.configured(&key.2, Some(&object), &mut self.cache),
+        }
+    }
+
+    fn remove(&mut self, kind: &'static Kind, key: &ObjectKey) {
+        match kind.role {
+            Role::Pods => self.pods.remove(key, &mut self.cache),
+            Role::Names => self.cache.remove(key),
+            Role::Ready if &*key.2 == "default" => self.set_ready(true),
+            Role::Ready => {}
+            Role::Prefix => self.pods.configured(&key.2, None, &mut self.cache),
+        }
+    }
+
+    fn replace(&mut self, kind: &'static Kind, objects: Vec<(ObjectKey, Resource)>) {
+        match kind.role {
+            Role::Pods => self.pods.replace(objects, &mut self.cache),
+            Role::Names => {
+                let settings = &self.kubernetes.settings;
+                let came: Vec<(ObjectKey, Came)> =
+                    objects.into_iter().map(|(key, object)| (key, told(&object, settings))).collect();
+                let covers = crate::convert::object_key(kind.name, kind.group, "", "").0;
+                self.cache.replace(came, |key| key.0 == covers);
+            }
+            Role::Ready => {
+                let default = objects.iter().find(|(key, _)| &*key.2 == "default");
+                self.set_ready(default.is_none_or(|(_, information)| is_ready_now(information)));
+            }
+            Role::Prefix => {
+                let own = format!("node.{}", self.kubernetes.settings.node);
+                for name in ["default", &own] {
+                    let found = objects.iter().find(|(key, _)| *key.2 == *name);
+                    self.pods.configured(name, found.map(|(_, found)| found), &mut self.cache);
+                }
+            }
+        }
+    }
+
+    /// While the datastore is being migrated, what was told stays; then Calico's kinds are looked at anew.
+    fn set_ready(&mut self, ready: bool) {
+        if ready == !self.frozen {
+            return;
+        }
+        self.frozen = !ready;
+        if ready {
+            self.health.works(READY);
+            self.discover_after = self.kubernetes.discover_after.0;
+            self.discover_in(Duration::ZERO);
+        } else {
+            let error = "the datastore is not ready: ClusterInformation says datastoreReady: false, as while it is \
+                         being migrated; the names of before are kept";
+            self.health.fail(READY, "not_ready", error.into());
+            self.hold();
+        }
+    }
+
+    /// Ends the watches of Calico's kinds that were listed; those that were not are listed once.
+    fn hold(&mut self) {
+        let held = |followed: &Followed| {
+            followed.listed && followed.kind.is_calicos() && followed.kind.role != Role::Ready
+        };
+        let held: Vec<_> = self.followed.values().filter(|f| held(f)).map(|f| id(f.kind)).collect();
+        for name in held {
+            self.watches.remove(&name);
+            self.followed.remove(&name);
+        }
+    }
+
+    /// The server opened a watch: a kind that was listed is followed again.
+    fn opened(&mut self, path: &str) {
+        let followed = self.followed.values().find(|followed| followed.kind.path() == path);
+        if let Some(followed) = followed.filter(|followed| followed.listed) {
+            self.health.works(&followed.kind.full_name());
+        }
+    }
+
+    fn renew_soon(&mut self) {
+        self.renew_wanted = true;
+    }
+
+    /// Makes a new client when one is wanted.
+    async fn remedy(&mut self) {
+        if !self.renew_wanted || self.renewed.elapsed() < RENEW_AFTER {
+            return;
+        }
+        self.renew_wanted = false;
+        self.renewed = Instant::now();
+        if let Err(error) = self.door.renew().await {
+            let advice = "the one of before is kept, and it is tried again";
+            self.health.fail(CONNECTION, "certificate", explain(&error, advice));
+        }
+    }
+}
+
+/// What tells kinds apart: group and plural.
+type Id = (&'static str, &'static str);
+
+fn id(kind: &'static Kind) -> Id {
+    (kind.group, kind.plural)
+}

@@ -1,0 +1,65 @@
+//! The datastore `kubernetes`: pods of this node, and policies and host endpoints, from the Kubernetes API.
+//!
+//! `connection` says where it is, `kinds` what is read, `item` and `failure` what came and what went wrong, `pods` what
+//! becomes of this node's pods: all pure. `door` connects, `discover` asks what there is, `watch` watches a kind,
+//! `follow` all of them.
+//!
+//! Invariant: what an API server sends because of us grows with this node's pods and the policies, not with the cluster:
+//! pods are asked for by node, lists come from its cache, and all waiting is jittered.
+
+mod connection;
+mod discover;
+mod door;
+mod failure;
+mod follow;
+mod item;
+mod kinds;
+mod pods;
+mod watch;
+
+pub use connection::{ApiGroup, Connection, Overrides, Source};
+
+use crate::convert::Settings;
+use crate::{Datastore, Outlet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The Kubernetes API, to be started with [`crate::start`].
+#[derive(Clone, Debug)]
+pub struct Kubernetes {
+    /// Where it is.
+    pub connection: Connection,
+    /// What conversion must know of this node.
+    pub settings: Settings,
+    /// The interface prefix of `settings` was told, and FelixConfiguration is not asked.
+    pub prefix_is_told: bool,
+    /// Where Felix reports its endpoints.
+    pub endpoint_status: Option<PathBuf>,
+    /// How soon, and at last how often, it is looked for kinds that were installed later.
+    pub discover_after: (Duration, Duration),
+}
+
+impl Kubernetes {
+    /// With the usual times and places. Without a prefix that is told, FelixConfiguration's counts.
+    pub fn new(connection: Connection, node: &str, interface_prefix: Option<&str>) -> Self {
+        Self {
+            connection,
+            settings: Settings::new(node, interface_prefix.unwrap_or_default()),
+            prefix_is_told: interface_prefix.is_some(),
+            endpoint_status: Some(crate::local::FOLDER.into()),
+            discover_after: (Duration::from_secs(5), Duration::from_secs(300)),
+        }
+    }
+}
+
+impl Datastore for Kubernetes {
+    const NAME: &'static str = "kubernetes";
+
+    async fn run(self, outlet: Outlet) {
+        tokio::select! {
+            // It ends only when nobody listens.
+            _ = follow::follow(self, &outlet) => {}
+            () = outlet.disconnected() => {}
+        }
+    }
+}

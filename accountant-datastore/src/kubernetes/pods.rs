@@ -1,0 +1,217 @@
+//! The pods of this node, and what else tells their interfaces: Felix's own files where it writes them, else a name computed
+//! of a prefix that FelixConfiguration may tell.
+//!
+//! Invariant: what the cache has of a pod follows from the pod, the files and the prefix as they are now, whichever came last.
+
+use super::item::told;
+use crate::cache::{Cache, Told};
+use crate::convert::field::Field;
+use crate::convert::{Resource, Settings};
+use crate::local::{LocalEndpoint, LocalEndpoints};
+use accountant_core::index::{Object, ObjectKey, Workload};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The kind of the keys of endpoints of which there is a file, and no pod is known.
+const REPORTED: &str = "EndpointStatus";
+
+/// The pods.
+#[derive(Debug)]
+pub(super) struct Pods {
+    settings: Settings,
+    /// The prefix was told by the person who runs us, and nothing else counts.
+    told_prefix: bool,
+    pods: BTreeMap<ObjectKey, Resource>,
+    local: LocalEndpoints,
+    prefixes: Prefixes,
+}
+
+/// What FelixConfigurations say: that of this node counts before the default one.
+#[derive(Debug, Default)]
+struct Prefixes {
+    default: Option<Box<str>>,
+    node: Option<Box<str>>,
+}
+
+impl Pods {
+    pub(super) fn new(settings: Settings, told_prefix: bool) -> Self {
+        let (pods, local, prefixes) = Default::default();
+        Self { settings, told_prefix, pods, local, prefixes }
+    }
+
+    /// A pod as it is now.
+    pub(super) fn put(&mut self, key: ObjectKey, pod: Resource, cache: &mut Cache) {
+        self.pods.insert(key.clone(), pod);
+        self.tell(&key, cache);
+    }
+
+    /// A pod that is gone.
+    pub(super) fn remove(&mut self, key: &ObjectKey, cache: &mut Cache) {
+        self.pods.remove(key);
+        cache.remove(key);
+        self.tell_reported(&(key.1.clone(), key.2.clone()), cache);
+    }
+
+    /// These are all.
+    pub(super) fn replace(&mut self, pods: Vec<(ObjectKey, Resource)>, cache: &mut Cache) {
+        let listed: BTreeSet<_> = pods.iter().map(|(key, _)| key.clone()).collect();
+        let gone: Vec<_> = self.pods.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        for key in gone {
+            self.remove(&key, cache);
+        }
+        for (key, pod) in pods {
+            self.put(key, pod, cache);
+        }
+    }
+
+    /// What Felix reports.
+    pub(super) fn reported(&mut self, local: LocalEndpoints, cache: &mut Cache) {
+        let before = std::mem::replace(&mut self.local, local);
+        let all: BTreeSet<_> = before.keys().chain(self.local.keys()).cloned().collect();
+        for pod in all {
+            if before.get(&pod) != self.local.get(&pod) {
+                self.tell(&("Pod".into(), pod.0.clone(), pod.1.clone()), cache);
+            }
+        }
+    }
+
+    /// What a FelixConfiguration says; nothing when it is gone.
+    pub(super) fn configured(&mut self, name: &str, configuration: Option<&Resource>, cache: &mut Cache) {
+        let prefix =
+            configuration.and_then(|configuration| match &configuration.spec().ok()?.interface_prefix {
+                Field::Is(prefix) if !prefix.trim().is_empty() => Some(prefix.clone()),
+                _ => None,
+            });
+        if name == "default" {
+            self.prefixes.default = prefix;
+        } else if name.strip_prefix("node.") == Some(&self.settings.node) {
+            self.prefixes.node = prefix;
+        }
+        if self.told_prefix {
+            return;
+        }
+        let prefix = self.prefixes.node.as_deref().or(self.prefixes.default.as_deref()).unwrap_or("");
+        let settings = Settings::new(&self.settings.node, prefix);
+        if settings != self.settings {
+            tracing::info!(prefix = %settings.interface_prefix, "FelixConfiguration tells the interface prefix");
+            self.settings = settings;
+            for key in self.pods.keys().cloned().collect::<Vec<_>>() {
+                self.tell(&key, cache);
+            }
+        }
+    }
+
+    fn tell(&self, key: &ObjectKey, cache: &mut Cache) {
+        let name = (key.1.clone(), key.2.clone());
+        if let Some(pod) = self.pods.get(key) {
+            let came = told(pod, &self.settings);
+            let at = self.local.get(&name);
+            let place = |told: Told| match at {
+                Some(endpoint) => told.at(&endpoint.interface),
+                None => told,
+            };
+            cache.put(key.clone(), came.map(|told| told.map(place)));
+        }
+        self.tell_reported(&name, cache);
+    }
+
+    /// An endpoint of which there is a file and no pod.
+    fn tell_reported(&self, (namespace, pod): &(Box<str>, Box<str>), cache: &mut Cache) {
+        let key = (REPORTED.into(), namespace.clone(), pod.clone());
+        let known = self.pods.contains_key(&("Pod".into(), namespace.clone(), pod.clone()));
+        match self.local.get(&(namespace.clone(), pod.clone())) {
+            Some(endpoint) if !known => {
+                let object = reported(namespace, pod, endpoint);
+                cache.put(key, Ok(Some(Told::workload(object))));
+            }
+            _ => cache.remove(&key),
+        }
+    }
+}
+
+fn reported(namespace: &str, pod: &str, endpoint: &LocalEndpoint) -> Object {
+    let ips = endpoint.networks.iter().map(|network| {
+        let suffix = if network.contains(':') { "/128" } else { "/32" };
+        network.strip_suffix(suffix).unwrap_or(network).into()
+    });
+    let workload =
+        Workload { namespace: namespace.into(), pod: pod.into(), app: "".into(), ips: ips.collect() };
+    Object::Workload((&*endpoint.interface).into(), workload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use accountant_core::index::Index;
+
+    struct Check {
+        pods: Pods,
+        cache: Cache,
+        index: Index,
+    }
+
+    impl Check {
+        fn new(prefix: &str) -> Self {
+            let pods = Pods::new(Settings::new("w", prefix), !prefix.is_empty());
+            Self { pods, cache: Cache::default(), index: Index::default() }
+        }
+
+        fn pod() -> (ObjectKey, Resource) {
+            let json = r#"{"kind": "Pod", "apiVersion": "v1", "metadata": {"namespace": "default", "name": "podA",
+                           "labels": {"app": "a"}}, "spec": {"nodeName": "w"}}"#;
+            (("Pod".into(), "default".into(), "podA".into()), serde_json::from_str(json).unwrap())
+        }
+
+        fn report(&mut self, interface: Option<&str>) {
+            let endpoint = |interface: &str| LocalEndpoint {
+                interface: interface.into(),
+                networks: vec!["10.0.0.1/32".into()],
+            };
+            let local = interface.map(|interface| (("default".into(), "podA".into()), endpoint(interface)));
+            self.pods.reported(local.into_iter().collect(), &mut self.cache);
+        }
+
+        fn configure(&mut self, name: &str, prefix: &str) {
+            let json = format!(r#"{{"spec": {{"interfacePrefix": "{prefix}"}}}}"#);
+            let configuration = serde_json::from_str(&json).unwrap();
+            self.pods.configured(name, Some(&configuration), &mut self.cache);
+        }
+
+        /// The label `app` of the workload at an interface; nothing if there is none.
+        fn app(&mut self, interface: &str) -> Option<String> {
+            for update in self.cache.take_updates() {
+                update.apply_to(&mut self.index);
+            }
+            self.index.workload(&interface.into()).map(|workload| workload.app.to_string())
+        }
+    }
+
+    #[test]
+    fn a_file_tells_the_interface_before_the_prefix_does() {
+        let mut check = Check::new("");
+        let (key, pod) = Check::pod();
+        check.report(Some("eni1"));
+        assert_eq!(check.app("eni1").as_deref(), Some(""));
+        check.pods.put(key.clone(), pod.clone(), &mut check.cache);
+        assert_eq!(check.app("eni1").as_deref(), Some("a"));
+        assert_eq!(check.app("cali7f94ce7c295"), None);
+        check.report(None);
+        assert_eq!(check.app("cali7f94ce7c295").as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_configuration_tells_the_prefix_unless_it_was_told() {
+        let (key, pod) = Check::pod();
+        let mut check = Check::new("");
+        check.pods.put(key.clone(), pod.clone(), &mut check.cache);
+        check.configure("default", "eni,azv");
+        assert_eq!(check.app("eni7f94ce7c295").as_deref(), Some("a"));
+        check.configure("node.w", "azv");
+        assert_eq!(check.app("azv7f94ce7c295").as_deref(), Some("a"));
+        check.configure("node.other", "gke");
+        assert_eq!(check.app("gke7f94ce7c295"), None);
+        let mut check = Check::new("cali");
+        check.pods.put(key, pod, &mut check.cache);
+        check.configure("default", "eni");
+        assert_eq!(check.app("eni7f94ce7c295"), None);
+    }
+}

@@ -1,0 +1,174 @@
+//! Endpoints as Felix itself reports them on the node, from 3.30 on: one file for each, with the interface's real name.
+//!
+//! ```text
+//! /var/run/calico/endpoint-status/k8s shop%2Fweb-1 eth0   {"ifaceName": "cali0123", "ipv4Nets": ["10.0.0.1/32"], ...}
+//! ```
+//!
+//! In goes the folder; out comes what all files in it say, again whenever they change. The names of the files say the pods
+//! (`libcalico-go/lib/names/workloadendpointstatus.go`). A file that cannot be used is as one that is not there.
+
+use crate::bell::Bell;
+use nix::sys::inotify::AddWatchFlags;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+use tokio::sync::watch;
+
+/// Where Felix writes them.
+pub(crate) const FOLDER: &str = "/var/run/calico/endpoint-status";
+/// How often the folder is looked for, and looked at, although no change was seen.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// Largest file that is read, and most files.
+const MAX_BYTES: u64 = 64 << 10;
+const MAX_FILES: usize = 10_000;
+
+/// What Felix says of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalEndpoint {
+    pub(crate) interface: Box<str>,
+    pub(crate) networks: Vec<Box<str>>,
+}
+
+/// All endpoints, by namespace and pod.
+pub(crate) type LocalEndpoints = BTreeMap<(Box<str>, Box<str>), LocalEndpoint>;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    iface_name: Box<str>,
+    #[serde(default)]
+    ipv4_nets: Option<Vec<Box<str>>>,
+    #[serde(default)]
+    ipv6_nets: Option<Vec<Box<str>>>,
+}
+
+/// Follows a folder, as a task of the present runtime, until nobody looks any more.
+pub(crate) fn follow(folder: PathBuf) -> watch::Receiver<LocalEndpoints> {
+    let (told, endpoints) = watch::channel(LocalEndpoints::new());
+    let local = Local { folder, bell: Bell::new() };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = local.run(&told) => {}
+            () = told.closed() => {}
+        }
+    });
+    endpoints
+}
+
+struct Local {
+    folder: PathBuf,
+    bell: io::Result<Bell>,
+}
+
+impl Local {
+    async fn run(&self, told: &watch::Sender<LocalEndpoints>) {
+        loop {
+            let endpoints = self.read();
+            told.send_if_modified(|last| {
+                let news = *last != endpoints;
+                *last = endpoints;
+                news
+            });
+            self.wait().await;
+        }
+    }
+
+    async fn wait(&self) {
+        let rung = async {
+            match &self.bell {
+                Ok(bell) => bell.rung().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        // Time alone tells where inotify does not.
+        let _ = tokio::time::timeout(LOOK_AGAIN, rung).await;
+    }
+
+    fn read(&self) -> LocalEndpoints {
+        if let Ok(bell) = &self.bell {
+            let changes = AddWatchFlags::IN_CLOSE_WRITE
+                | AddWatchFlags::IN_MOVE
+                | AddWatchFlags::IN_DELETE
+                | AddWatchFlags::IN_DELETE_SELF
+                | AddWatchFlags::IN_ONLYDIR;
+            // A folder that is not there yet is looked for again.
+            let _ = bell.inotify().add_watch(&self.folder, changes);
+        }
+        let files = fs::read_dir(&self.folder).into_iter().flatten().take(MAX_FILES).flatten();
+        files.filter_map(|file| read(&file.path())).collect()
+    }
+}
+
+fn read(path: &Path) -> Option<((Box<str>, Box<str>), LocalEndpoint)> {
+    let pod = pod(path.file_name()?.to_str()?)?;
+    if fs::metadata(path).ok()?.len() > MAX_BYTES {
+        return None;
+    }
+    Some((pod, endpoint(&fs::read(path).ok()?)?))
+}
+
+/// Namespace and pod of a file's name: orchestrator, workload and endpoint, each escaped as in a URL.
+fn pod(file: &str) -> Option<(Box<str>, Box<str>)> {
+    let mut parts = file.split(' ');
+    let (orchestrator, workload, _endpoint) = (parts.next()?, parts.next()?, parts.next()?);
+    if orchestrator != "k8s" || parts.next().is_some() {
+        return None;
+    }
+    let workload = percent_decode_str(workload).decode_utf8().ok()?;
+    let (namespace, pod) = workload.split_once('/')?;
+    (!namespace.is_empty() && !pod.is_empty()).then(|| (namespace.into(), pod.into()))
+}
+
+fn endpoint(json: &[u8]) -> Option<LocalEndpoint> {
+    let File { iface_name, ipv4_nets, ipv6_nets } = serde_json::from_slice(json).ok()?;
+    let networks = ipv4_nets.into_iter().chain(ipv6_nets).flatten().collect();
+    (!iface_name.is_empty()).then_some(LocalEndpoint { interface: iface_name, networks })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_say_the_pod() {
+        let name = |file| pod(file).map(|(namespace, pod)| format!("{namespace} {pod}"));
+        assert_eq!(name("k8s shop%2Fweb-1 eth0").as_deref(), Some("shop web-1"));
+        assert_eq!(name("k8s shop%2fa.b eth0").as_deref(), Some("shop a.b"));
+        for other in
+            ["cni shop%2Fweb eth0", "k8s shop eth0", "k8s shop%2F eth0", "k8s a%2Fb", "k8s a%2Fb c d", ""]
+        {
+            assert_eq!(name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn files_say_the_interface() {
+        let json = br#"{"ifaceName": "cali1", "mac": "ee", "ipv4Nets": ["10.0.0.1/32"], "ipv6Nets": null}"#;
+        let networks = vec!["10.0.0.1/32".into()];
+        assert_eq!(endpoint(json), Some(LocalEndpoint { interface: "cali1".into(), networks }));
+        assert_eq!(endpoint(br#"{"ifaceName": ""}"#), None);
+        assert_eq!(endpoint(b"nonsense"), None);
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("k8s shop%2Fweb eth0");
+        fs::write(&file, r#"{"ifaceName": "cali1"}"#).unwrap();
+        let mut endpoints = follow(folder.path().into());
+        let mut until = async |wanted: Option<&str>| {
+            let fits =
+                |endpoints: &LocalEndpoints| endpoints.values().next().map(|e| &*e.interface) == wanted;
+            endpoints.wait_for(fits).await.map(drop).unwrap();
+        };
+        until(Some("cali1")).await;
+        fs::write(folder.path().join("new"), r#"{"ifaceName": "cali2"}"#).unwrap();
+        fs::rename(folder.path().join("new"), &file).unwrap();
+        until(Some("cali2")).await;
+        fs::remove_file(&file).unwrap();
+        until(None).await;
+    }
+}

@@ -1,0 +1,223 @@
+//! What goes wrong, and that all is well afterwards.
+
+use crate::cluster::{CRD, Cluster, admin, datastore};
+use crate::common::{Names, set};
+use crate::proxy::Fate;
+use accountant_datastore::kubernetes::Connection;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const CALICO: &str = "crd.projectcalico.org";
+
+pub async fn a_server_that_is_gone_takes_no_name_and_afterwards_all_is_as_stored(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[CALICO]).await;
+    cluster.pod("n", "a", "worker-1").await;
+    cluster.knp("stays").await;
+    cluster.np(CRD, "goes").await;
+    let (mut proxy, mut names) = cluster.proxy().await;
+    names.in_sync().await;
+    // A watch that is cut goes on where it was.
+    let lists = |proxy: &crate::proxy::Proxy| {
+        proxy.seen().iter().filter(|seen| seen.contains("resourceVersion=0")).count()
+    };
+    let before = lists(&proxy);
+    proxy.cut();
+    cluster.knp("cut").await;
+    names.until("after the cut", |names| names.policy_names() == set(&["n/cut", "n/goes", "n/stays"])).await;
+    names.in_sync().await;
+    assert_eq!(lists(&proxy), before, "what was cut off is watched again, not listed");
+
+    proxy.stop().await;
+    names.until("the loss", |names| !names.status().in_sync && !names.status().errors.is_empty()).await;
+    assert_eq!(names.pods(), set(&["n/a"]));
+    cluster.delete("/apis/crd.projectcalico.org/v1/namespaces/n/networkpolicies/goes").await;
+    cluster.delete("/api/v1/namespaces/n/pods/a").await;
+    cluster.pod("n", "b", "worker-1").await;
+    proxy.resume().await;
+    names.until("policies", |names| names.policy_names() == set(&["n/cut", "n/stays"])).await;
+    names.until("pods", |names| names.pods() == set(&["n/b"])).await;
+    names.in_sync().await;
+    assert!(names.count("connect") > 0);
+    assert!(names.status().errors.is_empty(), "{:?}", names.status());
+}
+
+pub async fn answers_that_refuse_are_outlasted(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[CALICO]).await;
+    cluster.knp("k0").await;
+    let (proxy, mut names) = cluster.proxy().await;
+    proxy.rule(|target| if target.contains("resourceVersion=0") { Fate::Answer(429) } else { Fate::Pass });
+    names.error("(429)").await;
+    proxy.rule(|_| Fate::Slow(Duration::from_millis(200)));
+    names.in_sync().await;
+    let mut wanted = vec!["n/k0".to_string()];
+    for (number, status) in [410, 429, 500, 503].into_iter().enumerate() {
+        proxy.rule(
+            move |target| if target.contains("watch=true") { Fate::Answer(status) } else { Fate::Pass },
+        );
+        let lists = || proxy.seen().iter().filter(|seen| seen.contains("resourceVersion=0")).count();
+        let before = lists();
+        proxy.cut();
+        names.until("refused", |names| names.count("expired") > 0 || !names.status().in_sync).await;
+        let name = format!("k{}", number + 1);
+        cluster.knp(&name).await;
+        wanted.push(format!("n/{name}"));
+        proxy.rule(|_| Fate::Pass);
+        let wanted: Vec<_> = wanted.iter().map(String::as_str).collect();
+        names.until("after it", |names| names.policy_names() == set(&wanted)).await;
+        names.in_sync().await;
+        // Only what is gone is listed anew.
+        while status == 410 && lists() == before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(status == 410 || lists() == before, "{:?}", proxy.seen());
+    }
+    // A whole server that answers nothing but errors, discovery included.
+    proxy.rule(|_| Fate::Answer(500));
+    let mut late = Names::of(datastore(Connection {
+        overrides: accountant_datastore::kubernetes::Overrides {
+            server: Some(proxy.url().into()),
+            ..Default::default()
+        },
+        source: accountant_datastore::kubernetes::Source::Overrides,
+        api_group: None,
+    }));
+    late.error("(500)").await;
+    proxy.rule(|_| Fate::Pass);
+    late.in_sync().await;
+    assert_eq!(late.policy_names(), names.policy_names());
+}
+
+pub async fn a_restart_with_other_certificates_is_followed(binary: PathBuf) {
+    let mut cluster = Cluster::new(binary, &[CALICO]).await;
+    cluster.knp("before").await;
+    cluster.pod("n", "a", "worker-1").await;
+    let mut names = cluster.names();
+    names.in_sync().await;
+    cluster.server.kill();
+    names.until("the loss", |names| !names.status().in_sync).await;
+    cluster.server.replace_certificates().unwrap();
+    let binary = cluster.binary.clone();
+    let mut server = cluster.server;
+    server = tokio::task::spawn_blocking(move || {
+        server.restart(&binary).unwrap();
+        server
+    })
+    .await
+    .unwrap();
+    cluster.client = admin(&server).await;
+    cluster.server = server;
+    cluster.knp("after").await;
+    names.until("policies", |names| names.policy_names() == set(&["n/after", "n/before"])).await;
+    names.in_sync().await;
+    assert_eq!(names.pods(), set(&["n/a"]));
+}
+
+pub async fn objects_that_cannot_be_used_are_told_by_name(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[CALICO]).await;
+    cluster
+        .calico(
+            CRD,
+            "GlobalNetworkPolicy",
+            "globalnetworkpolicies",
+            "a.good-one",
+            json!({"tier": "a", "selector": "x =="}),
+        )
+        .await;
+    cluster
+        .calico(CRD, "GlobalNetworkPolicy", "globalnetworkpolicies", "wrong-tier", json!({"tier": 7}))
+        .await;
+    cluster.calico(CRD, "GlobalNetworkPolicy", "globalnetworkpolicies", "no-spec", Value::Null).await;
+    cluster.calico(CRD, "GlobalNetworkPolicy", "globalnetworkpolicies", "list.spec", json!([1])).await;
+    cluster.calico(CRD, "HostEndpoint", "hostendpoints", "no-node", json!({})).await;
+    let hidden = json!({"apiVersion": CRD, "kind": "GlobalNetworkPolicy",
+        "metadata": {"name": "hidden", "annotations": {"projectcalico.org/metadata": "nonsense"}}});
+    cluster.create("/apis/crd.projectcalico.org/v1/globalnetworkpolicies", hidden).await;
+    let mut names = cluster.names();
+    names.in_sync().await;
+    assert_eq!(names.policy_names(), set(&["/a.good-one", "/no-spec"]));
+    let errors = names.status().errors.join("\n");
+    for part in [
+        "GlobalNetworkPolicy wrong-tier in Kubernetes: spec.tier must not be a number",
+        "GlobalNetworkPolicy list.spec in Kubernetes: spec must not be a list",
+        "HostEndpoint no-node in Kubernetes: spec.node is missing",
+        "GlobalNetworkPolicy hidden in Kubernetes: annotation",
+    ] {
+        assert!(errors.contains(part), "{part} is in {errors}");
+    }
+    assert_eq!(names.count("object"), 4);
+    let path = "/apis/crd.projectcalico.org/v1/globalnetworkpolicies";
+    cluster.patch(&format!("{path}/wrong-tier"), json!({"spec": {"tier": "t"}})).await;
+    cluster.patch(&format!("{path}/no-spec"), json!({"spec": {"tier": []}})).await;
+    names.until("turned", |names| names.policy_names() == set(&["/a.good-one", "/wrong-tier"])).await;
+}
+
+pub async fn the_role_that_we_ship_is_enough_and_less_is_told(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[CALICO, "policy.networking.k8s.io"]).await;
+    cluster.pod("n", "a", "worker-1").await;
+    cluster.knp("k").await;
+    cluster.np(CRD, "c").await;
+    cluster
+        .calico(
+            CRD,
+            "HostEndpoint",
+            "hostendpoints",
+            "h",
+            json!({"node": "worker-1", "interfaceName": "eth0"}),
+        )
+        .await;
+    let connection = cluster.as_account("agent").await;
+
+    // Without any role.
+    let mut names = Names::of(datastore(connection.clone()));
+    names.error("cannot list pods").await;
+    names.until("forbidden", |names| names.count("forbidden") >= 8).await;
+
+    // With exactly the one that we ship.
+    let file = accountant_rigs::root().join("deploy/kubernetes/clusterrole.yaml");
+    let role: Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    cluster.create(&format!("{rbac}/clusterroles"), role.clone()).await;
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": {"name": "agent"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "calico-packet-accountant"},
+        "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": "n"}]});
+    cluster.create(&format!("{rbac}/clusterrolebindings"), binding).await;
+    names.in_sync().await;
+    assert_eq!((names.pods(), names.policy_names()), (set(&["n/a"]), set(&["n/c", "n/k"])));
+    assert_eq!(names.hosts().len(), 1);
+    assert!(names.status().errors.is_empty(), "{:?}", names.status());
+
+    // Each rule of it is needed: without one kind, that is told, and all others go on.
+    let mut less = role;
+    less["rules"].as_array_mut().unwrap().retain(|rule| rule["apiGroups"][0] != "networking.k8s.io");
+    let path = format!("{rbac}/clusterroles/calico-packet-accountant");
+    cluster.patch(&path, json!({"rules": less["rules"]})).await;
+    let mut less = Names::of(datastore(connection));
+    less.error("cannot list networkpolicies.networking.k8s.io").await;
+    less.until("the rest", |less| less.policy_names() == set(&["n/c"]) && less.pods() == set(&["n/a"])).await;
+    assert!(!less.status().in_sync);
+    let errors = less.status().errors;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+pub async fn a_datastore_that_is_not_ready_keeps_its_last_names(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[CALICO]).await;
+    let ready = |ready: bool| json!({"datastoreReady": ready});
+    cluster.calico(CRD, "ClusterInformation", "clusterinformations", "default", ready(true)).await;
+    cluster.np(CRD, "stays").await;
+    let mut names = cluster.names();
+    names.in_sync().await;
+    let path = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
+    cluster.patch(path, json!({"spec": ready(false)})).await;
+    names.error("datastoreReady: false").await;
+    assert!(!names.status().in_sync);
+    cluster.delete("/apis/crd.projectcalico.org/v1/namespaces/n/networkpolicies/stays").await;
+    cluster.np(CRD, "new").await;
+    // Pods and Kubernetes' own policies are followed all the while.
+    cluster.knp("own").await;
+    names.until("own", |names| names.policy_names() == set(&["n/own", "n/stays"])).await;
+    cluster.patch(path, json!({"spec": ready(true)})).await;
+    names.in_sync().await;
+    names.until("after it", |names| names.policy_names() == set(&["n/new", "n/own"])).await;
+}
