@@ -51,8 +51,11 @@ pub(crate) enum Place {
     Closed,
     /// In a tier that shows that nowhere, before its last policy.
     Open,
-    /// As the last policy of such a tier.
+    /// Denied as the last policy of such a tier.
     OpenLast,
+    /// Where no counter of the endpoint tells: passed as the last policy of such a tier, or anything where nothing stands
+    /// behind the policies.
+    Alone,
 }
 
 /// Which equation of a chain it is.
@@ -171,14 +174,13 @@ impl Writer<'_> {
         let (mut denied, mut passed) = (Vec::new(), Vec::new());
         for (k, item) in tier.items.iter().enumerate() {
             let next = tier.items.get(k + 1).map(|next| next.jump).or(tier.unmatched);
-            let place = match (tier.unmatched, next) {
-                (Some(_), _) => Place::Closed,
-                (None, Some(_)) => Place::Open,
-                (None, None) => Place::OpenLast,
+            let place = |action| match (action, tier.unmatched, next) {
+                (PolicyAction::Allow, ..) | (_, Some(_), _) => Place::Closed,
+                (_, None, Some(_)) => Place::Open,
+                (PolicyAction::Deny, None, None) if tier.next.is_some() => Place::OpenLast,
+                (_, None, None) => Place::Alone,
             };
-            let by = |action| {
-                self.by(name, item, action, if action == PolicyAction::Allow { Place::Closed } else { place })
-            };
+            let by = |action| self.by(name, item, action, place(action));
             let [accepted, item_denied, item_passed] = PolicyAction::ALL.map(by);
             let names = || (name.clone(), item.target.clone());
             let mut minus: Vec<_> = item.accepted.into_iter().collect();

@@ -7,6 +7,7 @@
 
 use super::amount::Amount;
 use super::equation::Role;
+use super::program::{Outcome, Place};
 use super::store::{EquationId, Store, UnknownId};
 use super::{Attribution, Attributor};
 use crate::Counter;
@@ -105,9 +106,7 @@ impl Settler<'_> {
 
     /// Whether no equation of its endpoint has this unknown as a part.
     pub(super) fn is_lone(&self, id: UnknownId) -> bool {
-        let unknown = &self.store[id];
-        self.store.is_present(id, unknown)
-            && unknown.rows.iter().all(|&row| self.store[row].role != Role::Counts)
+        matches!(self.store[id].outcome, Outcome::Policy { place: Place::Alone, .. })
     }
 
     fn components(&self) -> Vec<Component> {

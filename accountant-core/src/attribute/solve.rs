@@ -211,11 +211,8 @@ impl Settler<'_> {
 
     /// What is known of an unknown from its own equation alone.
     fn term_bounds(&self, id: UnknownId, worth: Worth, unit: Unit) -> (i128, i128) {
-        let unknown = &self.store[id];
-        let counts = |row: &&EquationId| self.store[**row].role == Role::Counts;
-        // What is in no equation that counts is only in those that help, or is of rules that are gone and settled.
-        let lone = !unknown.rows.iter().any(|row| counts(&row)) && self.store.is_present(id, unknown);
-        let rows = unknown.rows.iter().filter(|row| lone || counts(row));
+        let counts = |row: &&EquationId| self.store[**row].role == Role::Counts || self.is_lone(id);
+        let rows = self.store[id].rows.iter().filter(counts);
         let most = rows.clone().map(|&row| self.bounds(&self.store[row], worth, unit).1.max(0)).min();
         let least = rows.filter(|&&row| self.store.is_direct(row));
         let least = least.map(|&row| self.bounds(&self.store[row], worth, unit).0.max(0)).max();

@@ -172,6 +172,8 @@ impl Store {
         let unknown = self.unknowns.remove(id.0);
         for column in unknown.columns {
             self[column].terms.retain(|&term| term != id);
+            // What was posted of it is accounted for.
+            self[column].settled += unknown.posted;
         }
         self.unknown_ids.remove(&(unknown.chain, unknown.outcome));
     }

@@ -144,6 +144,7 @@ impl Session {
     /// A new agent, that has no reading of its own yet.
     pub(crate) fn restart(&mut self) {
         self.source.forget();
+        self.source.dip = 0;
         self.agent = Agent::new(self.kernel.backend);
         self.late = true;
         self.unsettled = 0;
