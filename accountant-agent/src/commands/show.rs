@@ -100,10 +100,11 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
         .iter()
         .filter(|s| s.state == crate::engine::status::State::Failing)
         .collect();
-    if !failing.is_empty() && failing.len() == published.status.sources.len() {
+    let counting = published.status.sources.iter().any(|s| s.state == crate::engine::status::State::Counting);
+    if !failing.is_empty() && !counting {
         let reasons: Vec<_> =
             failing.iter().map(|s| format!("{}: {}", s.source.as_str(), s.reason)).collect();
-        return Err(anyhow!("no source can be read: {}", reasons.join("; ")));
+        return Err(anyhow!("nothing is counted: {}", reasons.join("; ")));
     }
     Ok(json::render(&published, args.all))
 }

@@ -74,7 +74,7 @@ pub struct NameArgs {
     pub node_name: Option<String>,
     /// Prefix of workload interfaces [env: FELIX_INTERFACEPREFIX]; the first of a comma-separated list names pods.
     /// Default: what the FelixConfiguration says, then cali.
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", value_parser = prefixes)]
     pub interface_prefix: Option<String>,
     /// Folder in which Felix reports its endpoints, from Calico 3.30 on; it tells interfaces that have other names.
     #[arg(long, env = "ACCOUNTANT_ENDPOINT_STATUS", value_name = "DIR", default_value = accountant_datastore::ENDPOINT_STATUS)]
@@ -199,6 +199,19 @@ pub struct CheckArgs {
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number and a unit, like 500ms or 10s"))
+}
+
+/// Felix takes the same: names of interfaces, separated by commas.
+fn prefixes(text: &str) -> Result<String, String> {
+    let is_prefix = |prefix: &str| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        (1..=15).contains(&prefix.len()) && prefix.chars().all(fits)
+    };
+    if text.split(',').all(is_prefix) {
+        Ok(text.to_string())
+    } else {
+        Err("write prefixes of 1 to 15 letters, digits, _ or -, separated by commas".into())
+    }
 }
 
 /// Shorter intervals would read more often than the kernel can be asked.
@@ -346,6 +359,13 @@ mod tests {
         assert!(error(&["accountant", "run", "--poll-interval", "1ms"]).contains("shorter than 100ms"));
         assert!(error(&["accountant", "run", "--listen-address", "9009"]).contains("--listen-address"));
         assert!(error(&["accountant", "run", "--datastore-type", "consul"]).contains("etcdv3"));
+        for prefix in ["", "cali,", "cali/", "caliwithmorethan15"] {
+            assert!(
+                error(&["accountant", "run", "--interface-prefix", prefix]).contains("by commas"),
+                "{prefix}"
+            );
+        }
+        assert!(Cli::try_parse_from(["accountant", "run", "--interface-prefix", "tap,cali"]).is_ok());
     }
 
     #[test]

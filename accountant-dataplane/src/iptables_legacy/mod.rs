@@ -132,21 +132,27 @@ impl IptablesLegacy {
     }
 
     /// The tables that the namespace has, whether or not Calico uses them.
-    pub fn present() -> Vec<TableId> {
+    pub fn present() -> Result<Vec<TableId>, SourceError> {
         let mut present = Vec::new();
         for ip_version in IpVersion::BOTH {
-            let names = std::fs::read_to_string(names_file(ip_version)).ok();
+            let file = names_file(ip_version);
+            let names = match std::fs::read_to_string(file) {
+                Ok(names) => Some(names),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                // Whoever may not read the names cannot tell that there are none.
+                Err(error) => return Err(SourceError::io("reading", file, error)),
+            };
             let id = |table| TableId { source: Source::IptablesLegacy, native: false, ip_version, table };
             present.extend(tables_in(names.as_deref()).into_iter().map(id));
         }
-        present
+        Ok(present)
     }
 
-    fn read_all(&mut self, wanted: &Wanted, circumstance: Circumstance) -> Poll {
+    fn read_all(&mut self, wanted: &Wanted, circumstance: Circumstance) -> Result<Poll, SourceError> {
         let started = Instant::now();
         let mut poll = Poll::default();
         let with_endpoints = self.with_endpoints();
-        let present = Self::present();
+        let present = Self::present()?;
         poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
         self.tables.retain(|id, _| present.contains(id));
         for id in present {
@@ -170,7 +176,7 @@ impl IptablesLegacy {
         // Between polls nobody needs it, and a big table is a big part of all the memory that the agent has.
         self.scratch.release();
         poll.took = started.elapsed();
-        poll
+        Ok(poll)
     }
 
     fn has_endpoints(&self, id: TableId) -> bool {
@@ -187,25 +193,25 @@ impl IptablesLegacy {
     }
 
     /// A writer is about to replace a table: what was counted up to now.
-    fn last_look(&mut self) -> Poll {
+    fn last_look(&mut self) -> Result<Poll, SourceError> {
         let (before, rewritten) = (self.fingerprints(), self.rewritten);
-        let mut poll = self.read_all(&Wanted::default(), Circumstance::LastLook);
+        let mut poll = self.read_all(&Wanted::default(), Circumstance::LastLook)?;
         if !rewritten && self.fingerprints() != before {
             missed_rewrite(&mut poll);
         }
         tracing::debug!(tables = poll.tables.len(), "looked once more: somebody opened the xtables lock");
-        poll
+        Ok(poll)
     }
 
     /// A writer is done: where the new rules begin. Nothing if another writer is at work, who will be done, too.
-    fn look_again(&mut self, missed: bool) -> Option<Poll> {
-        let _lock = self.lock.shared(Duration::ZERO).ok()?;
+    fn look_again(&mut self, missed: bool) -> Result<Option<Poll>, SourceError> {
+        let Ok(_lock) = self.lock.shared(Duration::ZERO) else { return Ok(None) };
         let before = self.fingerprints();
-        let mut poll = self.read_all(&Wanted::default(), Circumstance::Rewritten);
+        let mut poll = self.read_all(&Wanted::default(), Circumstance::Rewritten)?;
         if missed && self.fingerprints() != before {
             missed_rewrite(&mut poll);
         }
-        Some(poll)
+        Ok(Some(poll))
     }
 
     /// Mangle and raw mostly have no chains of endpoints.
@@ -288,7 +294,7 @@ impl RuleSource for IptablesLegacy {
         let lock = self.lock.shared(self.settings.lock_patience);
         let before = self.lock.events().is_none().then(|| self.fingerprints());
         let circumstance = if lock.is_ok() { Circumstance::Locked } else { Circumstance::Unlocked };
-        let mut poll = self.read_all(wanted, circumstance);
+        let mut poll = self.read_all(wanted, circumstance)?;
         if let Err(error) = lock {
             tracing::debug!(%error, "read without the xtables lock");
             poll.notes.push(Note::Unlocked);
@@ -310,13 +316,13 @@ impl RuleSource for IptablesLegacy {
         for table in self.tables.values_mut().filter(|_| news.opened) {
             table.left_alone = LEAVE_ALONE;
         }
-        Ok(if news.opened && !news.closed_again {
-            Some(self.last_look())
+        if news.opened && !news.closed_again {
+            self.last_look().map(Some)
         } else if news.closed || news.closed_again {
             self.look_again(news.closed_again && !self.rewritten)
         } else {
-            None
-        })
+            Ok(None)
+        }
     }
 }
 
