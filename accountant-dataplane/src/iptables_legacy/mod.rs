@@ -47,6 +47,10 @@ impl Default for Settings {
     }
 }
 
+/// Memory for a bigger table is given back to the kernel between polls, when nobody needs it: it would be a big part of all
+/// that the agent has. For a smaller one having it anew costs more than it is worth.
+const KEPT: usize = 4 << 20;
+
 /// The source.
 #[derive(Debug)]
 pub struct IptablesLegacy {
@@ -167,8 +171,9 @@ impl IptablesLegacy {
         }
         self.rewritten = false;
         poll.moved = self.with_endpoints() != with_endpoints;
-        // Between polls nobody needs it, and a big table is a big part of all the memory that the agent has.
-        self.scratch.release();
+        if self.scratch.capacity() > KEPT {
+            self.scratch.release();
+        }
         poll.took = started.elapsed();
         poll
     }
