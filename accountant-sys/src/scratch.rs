@@ -50,6 +50,11 @@ impl Scratch {
         Ok(())
     }
 
+    /// How much memory it has, whatever it holds.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// What it holds.
     pub fn bytes(&self) -> &[u8] {
         if self.length == 0 {
@@ -101,7 +106,7 @@ mod tests {
         assert_eq!(scratch.bytes().len(), UNIT + 1);
         scratch.bytes_mut()[UNIT] = 7;
         scratch.release();
-        assert!(scratch.bytes().is_empty());
+        assert!(scratch.bytes().is_empty() && scratch.capacity() == 0);
         scratch.resize(UNIT + 1).unwrap();
         assert_eq!(scratch.bytes()[UNIT], 0, "it is fresh memory");
     }

@@ -32,7 +32,8 @@ pub fn handle_and_counter(payload: &[u8]) -> Option<(u64, Counter)> {
     let mut counter = None;
     for (kind, data) in attributes(payload) {
         match kind {
-            HANDLE => handle = handle.or(big_endian(data)),
+            // As the whole decoder has it: of two the last, though the kernel sends one.
+            HANDLE => handle = Some(big_endian(data)?),
             EXPRESSIONS => counter = counter.or_else(|| first_counter(data)),
             _ => {}
         }
@@ -88,6 +89,13 @@ mod tests {
             counted += usize::from(whole.counter != Counter::ZERO);
         }
         assert!(counted > 0, "no counter was seen");
+    }
+
+    #[test]
+    fn of_two_handles_the_last_is_meant_by_both_decoders() {
+        let twice = [12, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 7, 12, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 8];
+        assert_eq!(handle_and_counter(&twice), Some((8, Counter::ZERO)));
+        assert_eq!(rule::decode(&twice, false).map(|rule| rule.handle), Some(8));
     }
 
     #[test]
