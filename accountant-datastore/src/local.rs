@@ -135,6 +135,13 @@ fn endpoint(json: &[u8]) -> Option<LocalEndpoint> {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn any_file_is_taken(name in ".{0,40}", bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..100)) {
+            let _ = (pod(&name), endpoint(&bytes));
+        }
+    }
+
     #[test]
     fn file_names_say_the_pod() {
         let name = |file| pod(file).map(|(namespace, pod)| format!("{namespace} {pod}"));
