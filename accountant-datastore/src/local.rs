@@ -32,8 +32,11 @@ pub(crate) struct LocalEndpoint {
     pub(crate) networks: Vec<Box<str>>,
 }
 
-/// All endpoints, by namespace and pod.
-pub(crate) type LocalEndpoints = BTreeMap<(Box<str>, Box<str>), LocalEndpoint>;
+/// Namespace and name of a pod.
+type Pod = (Box<str>, Box<str>);
+
+/// All endpoints, by pod.
+pub(crate) type LocalEndpoints = BTreeMap<Pod, LocalEndpoint>;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -102,7 +105,7 @@ impl Local {
     }
 }
 
-fn read(path: &Path) -> Option<((Box<str>, Box<str>), LocalEndpoint)> {
+fn read(path: &Path) -> Option<(Pod, LocalEndpoint)> {
     let pod = pod(path.file_name()?.to_str()?)?;
     if fs::metadata(path).ok()?.len() > MAX_BYTES {
         return None;
@@ -111,7 +114,7 @@ fn read(path: &Path) -> Option<((Box<str>, Box<str>), LocalEndpoint)> {
 }
 
 /// Namespace and pod of a file's name: orchestrator, workload and endpoint, each escaped as in a URL.
-fn pod(file: &str) -> Option<(Box<str>, Box<str>)> {
+fn pod(file: &str) -> Option<Pod> {
     let mut parts = file.split(' ');
     let (orchestrator, workload, _endpoint) = (parts.next()?, parts.next()?, parts.next()?);
     if orchestrator != "k8s" || parts.next().is_some() {
@@ -131,6 +134,13 @@ fn endpoint(json: &[u8]) -> Option<LocalEndpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_file_is_taken(name in ".{0,40}", bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..100)) {
+            let _ = (pod(&name), endpoint(&bytes));
+        }
+    }
 
     #[test]
     fn file_names_say_the_pod() {

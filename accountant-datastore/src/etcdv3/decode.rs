@@ -47,6 +47,28 @@ mod tests {
         assert!(text.contains(want), "{text:?} contains {want:?}");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_key_and_value_are_taken(
+            key in "\\PC{0,40}(/\\PC{0,10}){0,3}",
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..100),
+            json in r#"\{("(metadata|spec)":[\[{]?("[a-zA-Z]{1,12}":)?(null|1|"x"|\[\]|\{\})[\]}]?,?){0,3}\}"#,
+        ) {
+            for plural in ["networkpolicies", "workloadendpoints", "hostendpoints", "profiles"] {
+                let key = format!("{}{plural}/{key}", crate::etcdv3::keys::ROOT);
+                let _ = crate::etcdv3::keys::named(&key);
+                let _ = crate::etcdv3::keys::namespace_of_profile(&key);
+            }
+            for kind in ["NetworkPolicy", "GlobalNetworkPolicy", "WorkloadEndpoint", "HostEndpoint"] {
+                for value in [&bytes[..], json.as_bytes()] {
+                    if let Err(error) = decode(kind, "n", "x", value, &Settings::new("w", "")) {
+                        proptest::prop_assert!(error.starts_with(&format!("cannot use {kind} n/x in etcd: ")), "{}", error);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_key_names_the_object_and_the_value_the_rest() {
         let value = r#"{"kind": "Pod", "metadata": {"name": "other"}, "spec": {"tier": "sec"}}"#;

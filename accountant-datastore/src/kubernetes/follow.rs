@@ -239,7 +239,8 @@ impl<'a> Follower<'a> {
         match change {
             Ok(Event::Init) => {
                 followed.listing = Some(Vec::new());
-                return true;
+                // What is listed anew is not followed until that is done.
+                return !std::mem::take(&mut followed.listed);
             }
             Ok(Event::InitApply(mut object)) => {
                 let key = identify(kind, &mut object);
@@ -280,8 +281,12 @@ impl<'a> Follower<'a> {
             Remedy::Nothing => self.health.count(failure.reason),
             Remedy::List => {
                 self.health.count(failure.reason);
-                let waits = self.followed.get_mut(&id(kind)).map(|followed| &mut followed.waits);
-                let wait = waits.and_then(Iterator::next).unwrap_or_default();
+                let followed = self.followed.get_mut(&id(kind));
+                let wait = followed.and_then(|followed| {
+                    followed.listed = false;
+                    followed.waits.next()
+                });
+                let wait = wait.unwrap_or_default();
                 let watch = self.watch(kind, wait);
                 self.watches.insert(id(kind), watch);
             }
@@ -348,7 +353,7 @@ impl<'a> Follower<'a> {
 
     /// While the datastore is being migrated, what was told stays; then Calico's kinds are looked at anew.
     fn set_ready(&mut self, ready: bool) {
-        if ready == !self.frozen {
+        if ready != self.frozen {
             return;
         }
         self.frozen = !ready;

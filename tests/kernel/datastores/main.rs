@@ -41,8 +41,8 @@ fn main() -> ExitCode {
     let kubernetes =
         move || through_all::<InKubernetes>(&binary.map_err(Failed::from)?, Version::V3_32, Backend::Legacy);
     let tests = vec![
-        Trial::test("measure_etcd", || Ok(scale::etcd())).with_ignored_flag(true),
-        Trial::test("measure_kubernetes", move || Ok(scale::kubernetes(&at))).with_ignored_flag(true),
+        Trial::test("measure_etcd", scale::etcd).with_ignored_flag(true),
+        Trial::test("measure_kubernetes", move || scale::kubernetes(&at)).with_ignored_flag(true),
         Trial::test("etcd_names_come_later_and_go_without_loss", etcd),
         Trial::test("kubernetes_names_come_later_and_go_without_loss", kubernetes).with_ignored_flag(missing),
     ];

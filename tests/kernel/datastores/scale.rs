@@ -4,6 +4,7 @@
 use crate::support::{Scrape, program};
 use accountant_lab::{Agent, Namespace};
 use accountant_rigs::{ApiServer, Etcd, root};
+use libtest_mimic::Failed;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -84,16 +85,17 @@ fn preload(path: &Path) {
     }
 }
 
-pub(crate) fn kubernetes(binary: &Path) {
+pub(crate) fn kubernetes(binary: &Path) -> Result<(), Failed> {
     let namespace = Namespace::new("scale").unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     preload(file.path());
     let server = namespace.enter(|| ApiServer::start_with(binary, &[], file.path()).unwrap()).unwrap();
     let configuration = json!({"datastoreType": "kubernetes", "kubeconfig": server.kubeconfig()});
     measure("kubernetes", &namespace, &configuration, Some(server.pid()));
+    Ok(())
 }
 
-pub(crate) fn etcd() {
+pub(crate) fn etcd() -> Result<(), Failed> {
     let namespace = Namespace::new("scale").unwrap();
     let etcd = namespace
         .enter(|| {
@@ -103,6 +105,7 @@ pub(crate) fn etcd() {
         })
         .unwrap();
     measure("etcdv3", &namespace, &json!({"etcdEndpoints": etcd.endpoint()}), etcd.pid());
+    Ok(())
 }
 
 async fn fill(etcd: &Etcd) {

@@ -147,7 +147,7 @@ pub fn binary() -> Result<std::result::Result<PathBuf, Unavailable>> {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
         Err(error) => return Ok(Err(Unavailable(format!("needs Go to build the API server: {error}")))),
     };
-    if !parse(&version).is_some_and(|version| version >= OLDEST_GO) {
+    if parse(&version).is_none_or(|version| version < OLDEST_GO) {
         let (major, minor) = OLDEST_GO;
         return Ok(Err(Unavailable(format!(
             "needs Go {major}.{minor} or newer, this is {}",
