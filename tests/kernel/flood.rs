@@ -83,7 +83,7 @@ fn floods(backend: Backend) {
         assert!(accepted <= sent as f64, "{backend:?}: accepted {accepted} of {sent}");
     });
     let sent: u64 = streams.into_iter().map(|stream| stream.finish(&scenario, &mut truth)).sum();
-    let accounts = agent.accounts().unwrap();
+    let accounts = agent.settled().unwrap();
     assert_eq!(
         differences(&expected(&truth), &counted(&accounts)),
         [""; 0],
@@ -108,7 +108,7 @@ fn floods(backend: Backend) {
         assert!(fits, "{backend:?}: counted {denied:?}, sent at most {most:?}: {:#?}", moved(scrape));
     });
     let sent: u64 = streams.into_iter().map(|stream| stream.finish(&scenario, &mut truth)).sum();
-    let accounts = agent.accounts().unwrap();
+    let accounts = agent.settled().unwrap();
     assert_eq!(
         differences(&expected(&truth), &counted(&accounts)),
         [""; 0],

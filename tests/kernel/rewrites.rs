@@ -209,7 +209,7 @@ fn rewritten(dialect: Dialect, reader: bool) {
         (exposed.unwrap(), reads)
     });
     let truth = traffic.stop(streams);
-    let accounts = agent.accounts().unwrap();
+    let accounts = agent.settled().unwrap();
     let (sent, found) = (expected(&truth), counted(&accounts));
     let lost: u64 = sent
         .iter()
@@ -294,7 +294,7 @@ fn legacy_loses_what_passes_between_the_look_and_the_swap() {
             file
         });
     }
-    let accounts = agent.accounts().unwrap();
+    let accounts = agent.settled().unwrap();
     let allowed = |line: &Line| line.by == "KubernetesNetworkPolicy shop/web" && line.verdict == "allow";
     let counted = counted(&accounts);
     let counted: u64 = counted.iter().filter(|(line, _)| allowed(line)).map(|(_, packets)| packets).sum();

@@ -137,6 +137,20 @@ impl Agent {
         let accounts = serde_json::from_str(&answer.body);
         accounts.map_err(|_| Error::Agent { doing: "tell its accounts", log: self.log() })
     }
+
+    /// The accounts once they stand still. What the kernel still has in its queues when a sender is done, and what was read
+    /// while it passed, is in none of the answers before.
+    pub fn settled(&self) -> Result<Value> {
+        let mut last = self.accounts()?;
+        for _ in 0..100 {
+            let now = self.accounts()?;
+            if now["accounts"] == last["accounts"] {
+                return Ok(now);
+            }
+            last = now;
+        }
+        Err(Error::Agent { doing: "come to rest", log: self.log() })
+    }
 }
 
 impl Drop for Agent {
