@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs, one binary for each family of hooks.
-const BINARIES: [&str; 1] = ["endpoint"];
+const BINARIES: [&str; 3] = ["endpoint", "in_place", "rewrites"];
 
 fn main() {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap());
@@ -30,6 +30,8 @@ fn main() {
         .current_dir(&programs)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &linker)
+        // The kernel wants the types of functions that it is to call back.
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", "-Clink-arg=--btf")
         // Flags of the build for the host are not for this one.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")

@@ -5,6 +5,9 @@
 
 #![no_std]
 
+pub mod in_place;
+pub mod rewrites;
+
 /// Packets and bytes of one direction on one CPU.
 ///
 /// Bytes are `skb->len` as a classifier sees it: the frame with its Ethernet header.

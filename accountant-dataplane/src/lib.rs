@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod in_place;
 pub mod iptables_legacy;
 pub mod kernel;
 pub mod nftables;

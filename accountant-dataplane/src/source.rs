@@ -1,7 +1,9 @@
 //! What all sources of rule counters have in common.
 
+use crate::in_place::CannotHere;
 use accountant_core::ChainName;
 use accountant_core::snapshot::{Snapshot, Source, TableId};
+use nix::unistd::{SysconfVar, sysconf};
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -38,6 +40,50 @@ pub struct Poll {
     pub notes: Vec<Note>,
     /// Whether chains of endpoints came to a table that had none, or went: other sources may have them now, or have had them.
     pub moved: bool,
+    /// How it was read.
+    pub how: How,
+}
+
+/// How counters are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    /// As everybody reads them, and why not in place.
+    Whole(CannotHere),
+    /// In place. Rewrites of the rules lose nothing, or here is why they can.
+    InPlace(Option<CannotHere>),
+}
+
+impl How {
+    /// Whether counters are read in place.
+    pub fn is_in_place(&self) -> bool {
+        matches!(self, Self::InPlace(_))
+    }
+
+    /// Whether a source that is read so is told the last counters of rules that are rewritten: nf_tables always tells them.
+    pub fn keeps_counts_over_rewrites(&self, source: Source) -> bool {
+        source == Source::Nftables || matches!(self, Self::InPlace(None))
+    }
+
+    /// In words, with the reasons for what cannot be.
+    pub fn describe(&self, source: Source) -> String {
+        let whole = match source {
+            Source::IptablesLegacy => "as whole tables",
+            Source::Nftables => "over netlink",
+        };
+        match self {
+            Self::Whole(reason) => format!("counters are read {whole}, not in place: {reason}"),
+            Self::InPlace(None) => "counters are read in place; rewrites lose nothing".into(),
+            Self::InPlace(Some(reason)) => {
+                format!("counters are read in place; rewrites can lose a little: {reason}")
+            }
+        }
+    }
+}
+
+impl Default for How {
+    fn default() -> Self {
+        Self::Whole(CannotHere::NotYet)
+    }
 }
 
 /// One table as it was read.
@@ -146,4 +192,13 @@ fn hint(error: &std::io::Error) -> &'static str {
 pub(crate) fn now() -> Duration {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
+}
+
+/// How many packets can be between two rules while counters are read that nobody is kept out of: on each processor a packet
+/// of a process and one of an interrupt can be on their way through a chain.
+pub(crate) fn in_flight() -> u32 {
+    const CONTEXTS: u32 = 2;
+    // Whoever cannot tell the number of processors has few.
+    let processors = sysconf(SysconfVar::_NPROCESSORS_CONF).ok().flatten().unwrap_or(1);
+    u32::try_from(processors).unwrap_or(1).saturating_mul(CONTEXTS)
 }

@@ -263,6 +263,8 @@ fn legacy_loses_what_passes_between_the_look_and_the_swap() {
         "0s",
         "--poll-interval",
         "1h",
+        // The watch would lose nothing.
+        "--watch-rewrites=false",
         "--xtables-lock-file",
         &lock.display().to_string(),
         "--log-filter",

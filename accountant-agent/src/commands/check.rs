@@ -12,7 +12,11 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The capabilities that sources need: name, number (`include/uapi/linux/capability.h`), what for.
-const CAPABILITIES: [(&str, u8, &str); 1] = [("CAP_NET_ADMIN", 12, "to read rule counters")];
+const CAPABILITIES: [(&str, u8, &str); 3] = [
+    ("CAP_NET_ADMIN", 12, "to read rule counters"),
+    ("CAP_PERFMON", 38, "to read them in place; without, as the tools read them"),
+    ("CAP_BPF", 39, "the same"),
+];
 
 /// Prints the findings; the exit status says whether the agent would count.
 pub fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
@@ -47,7 +51,12 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
     let sources: Vec<_> = status
         .sources
         .iter()
-        .map(|s| json!({"name": s.source.as_str(), "state": s.state.as_str(), "reason": s.reason}))
+        .map(|s| {
+            let reading = Some(s.how.describe(s.source)).filter(|_| s.state == State::Counting);
+            json!({
+                "name": s.source.as_str(), "state": s.state.as_str(), "reason": s.reason, "reading": reading,
+            })
+        })
         .collect();
     let counting = status.sources.iter().any(|s| s.state == State::Counting);
     let failing = status.sources.iter().any(|s| s.state == State::Failing);
@@ -112,6 +121,7 @@ fn describe(findings: &Value) -> String {
         let reason = Some(text(&source["reason"])).filter(|r| !r.is_empty());
         let reason = reason.map(|r| format!(" ({r})")).unwrap_or_default();
         lines.push(format!("source {}: {}{reason}", text(&source["name"]), text(&source["state"])));
+        lines.extend(source["reading"].as_str().map(|reading| format!("  {reading}")));
     }
     let datastore = &findings["datastore"];
     let sync = match (datastore["in_sync"] == true, text(&datastore["configured"]).as_str()) {

@@ -21,6 +21,8 @@ pub fn sources(args: &SourceArgs) -> Vec<(Source, Make)> {
     let legacy = iptables_legacy::Settings {
         lock_file: args.xtables_lock_file.clone(),
         lock_patience: args.xtables_lock_wait,
+        in_place: args.read_in_place,
+        watch_rewrites: args.watch_rewrites,
     };
     let iptables: Make =
         Box::new(move || Ok(Box::new(IptablesLegacy::new(legacy.clone())) as Box<dyn RuleSource>));

@@ -103,6 +103,12 @@ pub struct SourceArgs {
     /// How long to wait for that lock before reading without it.
     #[arg(long, env = "ACCOUNTANT_XTABLES_LOCK_WAIT", value_name = "TIME", default_value = "2s", value_parser = duration)]
     pub xtables_lock_wait: Duration,
+    /// Read counters where the kernel keeps them, if that is possible here; else they are read as the tools read them.
+    #[arg(long, env = "ACCOUNTANT_READ_IN_PLACE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub read_in_place: bool,
+    /// Watch rewrites of iptables-legacy rules, if that is possible here, so that they lose no counts.
+    #[arg(long, env = "ACCOUNTANT_WATCH_REWRITES", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub watch_rewrites: bool,
 }
 
 /// How the agent runs.

@@ -204,6 +204,7 @@ impl Engine {
         let is_reading = report.asked || report.poll.as_ref().is_ok_and(|poll| !poll.tables.is_empty());
         if let Some(status) = self.sources.get_mut(&source).filter(|_| is_reading || report.poll.is_err()) {
             status.note(&report.poll, SystemTime::now());
+            status.cpu += report.cpu;
         }
         let told = report.poll.map(|poll| self.books.take(&poll)).unwrap_or_default();
         if let Some(status) = self.sources.get_mut(&source) {

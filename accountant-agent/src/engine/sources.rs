@@ -7,9 +7,11 @@ use accountant_core::snapshot::Source;
 use accountant_dataplane::{Poll, RuleSource, SourceError, Wanted};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::Duration;
 use tokio::sync::mpsc as channel;
 
 /// Makes a source, on the thread that will read it.
@@ -22,6 +24,8 @@ pub(super) struct Report {
     /// Whether it was told to read, or looked by itself.
     pub(super) asked: bool,
     pub(super) poll: Result<Poll, SourceError>,
+    /// Processor time that it cost, the kernel's included.
+    pub(super) cpu: Duration,
 }
 
 /// The thread of a source, as the event loop holds it. Dropping it ends the thread.
@@ -75,10 +79,11 @@ impl Loop {
     fn run(mut self) {
         loop {
             let (told, news) = self.wait();
+            let begun = cpu();
             if news
                 && let Some(reader) = &mut self.reader
                 && let Some(poll) = reader.on_events().transpose()
-                && !self.report(false, poll)
+                && !self.report(false, poll, begun)
             {
                 return;
             }
@@ -87,8 +92,9 @@ impl Loop {
                 loop {
                     match self.told.try_recv() {
                         Ok(wanted) => {
+                            let begun = cpu();
                             let poll = self.read(&wanted);
-                            if !self.report(true, poll) {
+                            if !self.report(true, poll, begun) {
                                 return;
                             }
                         }
@@ -123,7 +129,13 @@ impl Loop {
         }
     }
 
-    fn report(&self, asked: bool, poll: Result<Poll, SourceError>) -> bool {
-        self.reports.blocking_send(Report { source: self.source, asked, poll }).is_ok()
+    fn report(&self, asked: bool, poll: Result<Poll, SourceError>, begun: Duration) -> bool {
+        let cpu = cpu().saturating_sub(begun);
+        self.reports.blocking_send(Report { source: self.source, asked, poll, cpu }).is_ok()
     }
+}
+
+/// Processor time that this thread has had; a kernel that does not tell costs nothing.
+fn cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }

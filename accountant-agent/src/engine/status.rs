@@ -1,7 +1,7 @@
 //! How sources and datastore are doing: what `check`, `/readyz` and the agent's own metrics say.
 
 use accountant_core::snapshot::Source;
-use accountant_dataplane::source::Note;
+use accountant_dataplane::source::{How, Note};
 use accountant_dataplane::{Poll, SourceError};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -47,6 +47,10 @@ pub struct SourceStatus {
     pub last_success: Option<SystemTime>,
     /// How long that took.
     pub took: Duration,
+    /// Processor time that reading has cost so far, the kernel's included.
+    pub cpu: Duration,
+    /// How its counters are read.
+    pub how: How,
     /// How often it was read.
     pub reads: u64,
     /// Counters that were reset.
@@ -67,6 +71,8 @@ impl SourceStatus {
             reason: "not yet read".into(),
             last_success: None,
             took: Duration::ZERO,
+            cpu: Duration::ZERO,
+            how: How::default(),
             reads: 0,
             resets: 0,
             attribution: BTreeMap::new(),
@@ -86,6 +92,7 @@ impl SourceStatus {
                     self.count_note(*note);
                 }
                 self.took = poll.took;
+                self.how = poll.how.clone();
                 self.reads += 1;
             }
         }

@@ -28,6 +28,7 @@ pub fn render(published: &Published, all: bool) -> Value {
                 "reason": source.reason,
                 "last_success": source.last_success.and_then(timestamp),
                 "poll_seconds": source.took.as_secs_f64(),
+                "in_place": source.how.is_in_place(),
             })
         })
         .collect();

@@ -106,9 +106,26 @@ pub struct DecodedChain {
     /// The chain.
     pub chain: Arc<Chain>,
     counters: Vec<u32>,
+    /// Number of the entry that its first rule is.
+    first: usize,
 }
 
 impl DecodedChain {
+    #[cfg(test)]
+    pub(super) fn new(chain: Arc<Chain>, counters: Vec<u32>, first: usize) -> Self {
+        Self { chain, counters, first }
+    }
+
+    /// Number of the entry that a rule of the chain is, counted over the whole table.
+    pub fn entry(&self, rule: usize) -> usize {
+        self.first + rule
+    }
+
+    /// Where its rules' counters are in the blob, rule by rule.
+    pub fn offsets(&self) -> &[u32] {
+        &self.counters
+    }
+
     /// The counters of its rules in a blob of the same fingerprint.
     pub fn read(&self, blob: &[u8]) -> Vec<Counter> {
         let read = |&offset: &u32| counter_at(blob, offset as usize).unwrap_or(Counter::ZERO);
@@ -178,7 +195,7 @@ pub fn decode(
 ) -> Result<DecodedTable, BlobError> {
     let starts = chain_starts(blob, layout)?;
     let mut chains = Vec::new();
-    let mut current: Option<(ChainName, Vec<Rule>, Vec<u32>)> = None;
+    let mut current: Option<(ChainName, Vec<Rule>, Vec<u32>, usize)> = None;
     let mut count = 0;
     for entry in entries(blob, layout) {
         let entry = entry?;
@@ -186,8 +203,8 @@ pub fn decode(
         if let Some(name) = chain_head(entry) {
             chains.extend(current.take().map(|chain| finish(chain, known)));
             let name = ChainName::from(name);
-            current = ChainKind::of(&name).matters().then(|| (name, Vec::new(), Vec::new()));
-        } else if let Some((_, rules, counters)) = &mut current {
+            current = ChainKind::of(&name).matters().then(|| (name, Vec::new(), Vec::new(), count));
+        } else if let Some((_, rules, counters, _)) = &mut current {
             rules.push(rule(entry, layout, &starts)?);
             counters.push(u32::try_from(entry.offset + layout.counters).unwrap_or(u32::MAX));
         }
@@ -198,7 +215,7 @@ pub fn decode(
 
 /// A user chain ends with a rule that the kernel wants and no user wrote: the unconditional RETURN.
 fn finish(
-    (name, mut rules, mut counters): (ChainName, Vec<Rule>, Vec<u32>),
+    (name, mut rules, mut counters, first): (ChainName, Vec<Rule>, Vec<u32>, usize),
     known: &HashMap<ChainName, Arc<Chain>>,
 ) -> DecodedChain {
     rules.pop();
@@ -208,7 +225,7 @@ fn finish(
         Some(known) if known.same_rules(&chain) => known.clone(),
         _ => Arc::new(chain),
     };
-    DecodedChain { chain, counters }
+    DecodedChain { chain, counters, first }
 }
 
 /// Where the first rule of each user chain is: behind an entry whose target is ERROR and names the chain.

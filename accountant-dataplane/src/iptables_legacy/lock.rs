@@ -15,10 +15,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-/// How long to sleep between tries. The lock is mostly held for milliseconds.
-const RETRY: Duration = Duration::from_micros(300);
 
 /// The lock file, watched.
 #[derive(Debug)]
@@ -27,31 +23,28 @@ pub(crate) struct XtablesLock {
     file: Option<File>,
     inotify: Option<Inotify>,
     watch: Option<WatchDescriptor>,
+    /// How many have the file open, as far as the news tell: several of one kind in a row can be told as one.
+    writers: i32,
+    was_replaced: bool,
 }
 
-/// What others did with the lock file, in this order.
+/// What became of the file since the last look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct News {
-    /// Somebody was done with it.
-    pub(crate) closed: bool,
-    /// Somebody opened it: a table is about to be replaced.
+    /// Somebody opened it.
     pub(crate) opened: bool,
-    /// Whoever opened it is done: the table was replaced already.
-    pub(crate) closed_again: bool,
+    /// Somebody closed it.
+    pub(crate) closed: bool,
+    /// News were lost, or of another file of this name.
+    pub(crate) lost: bool,
 }
 
 impl News {
-    fn take(&mut self, mask: AddWatchFlags) {
-        // An overflow of the queue is news too: somebody was very busy.
-        if mask.intersects(AddWatchFlags::IN_Q_OVERFLOW) {
-            *self = Self { closed: true, opened: true, closed_again: true };
-        } else if mask.intersects(AddWatchFlags::IN_OPEN) {
-            self.closed |= self.closed_again;
-            (self.opened, self.closed_again) = (true, false);
-        } else if mask.intersects(AddWatchFlags::IN_CLOSE) {
-            let which = if self.opened { &mut self.closed_again } else { &mut self.closed };
-            *which = true;
-        }
+    /// Adds later news.
+    pub(crate) fn add(&mut self, later: Self) {
+        self.opened |= later.opened;
+        self.closed |= later.closed;
+        self.lost |= later.lost;
     }
 }
 
@@ -66,47 +59,77 @@ impl XtablesLock {
         if let Err(error) = &inotify {
             tracing::warn!(%error, "cannot watch the xtables lock: rewrites cost up to a poll interval of counts");
         }
-        let mut lock = Self { path: path.into(), file: None, inotify: inotify.ok(), watch: None };
+        let mut lock = Self {
+            path: path.into(),
+            file: None,
+            inotify: inotify.ok(),
+            watch: None,
+            writers: 0,
+            was_replaced: false,
+        };
         if let Err(error) = lock.reopen() {
             tracing::warn!(path = %path.display(), %error, "cannot open the xtables lock: reading without it");
         }
         lock
     }
 
-    /// Takes the lock shared, or gives up after a while.
-    pub(crate) fn shared(&mut self, patience: Duration) -> io::Result<Shared> {
+    /// Takes the lock shared if nobody has it: none if somebody has.
+    pub(crate) fn try_shared(&mut self) -> io::Result<Option<Shared>> {
         self.reopen_if_replaced()?;
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let mut file = file.try_clone()?;
-        let deadline = Instant::now() + patience;
-        loop {
-            match Flock::lock(file, FlockArg::LockSharedNonblock) {
-                Ok(lock) => return Ok(Shared(lock)),
-                Err((back, Errno::EAGAIN | Errno::EINTR)) if Instant::now() < deadline => file = back,
-                Err((_, errno)) => return Err(errno.into()),
-            }
-            std::thread::sleep(RETRY);
+        match Flock::lock(file.try_clone()?, FlockArg::LockSharedNonblock) {
+            Ok(lock) => Ok(Some(Shared(lock))),
+            Err((_, Errno::EAGAIN | Errno::EINTR)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
         }
     }
 
-    /// Becomes readable when somebody opens or closes the lock file.
+    /// Becomes readable when somebody opens the lock file.
     pub(crate) fn events(&self) -> Option<BorrowedFd<'_>> {
         self.inotify.as_ref().map(|inotify| inotify.as_fd())
     }
 
-    /// What happened to the file since the last call.
+    /// Drains the news.
     pub(crate) fn news(&mut self) -> News {
-        let mut news = News::default();
+        // A file that is gone brings no more news.
+        if let Err(error) = self.reopen_if_replaced() {
+            tracing::debug!(%error, "cannot open the xtables lock");
+        }
+        let mut news = News { lost: std::mem::take(&mut self.was_replaced), ..News::default() };
         let Some(inotify) = &self.inotify else { return news };
         while let Ok(events) = inotify.read_events() {
             if events.is_empty() {
                 break;
             }
             for event in events {
-                news.take(event.mask);
+                if event.mask.intersects(AddWatchFlags::IN_Q_OVERFLOW) {
+                    news.lost = true;
+                } else if event.mask.intersects(AddWatchFlags::IN_OPEN) {
+                    news.opened = true;
+                    self.writers += 1;
+                } else if event.mask.intersects(AddWatchFlags::IN_CLOSE) {
+                    news.closed = true;
+                    self.writers -= 1;
+                }
             }
         }
+        self.writers = self.writers.max(0);
         news
+    }
+
+    /// Whether somebody has the file open, as far as is known.
+    pub(crate) fn is_open(&self) -> bool {
+        self.writers > 0
+    }
+
+    /// Nobody holds the lock: whoever was counted and not seen to close the file is gone.
+    pub(crate) fn nobody_has_it(&mut self) {
+        self.writers = 0;
+    }
+
+    /// Whether there is news of the file at all.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watch.is_some()
     }
 
     fn reopen_if_replaced(&mut self) -> io::Result<()> {
@@ -131,8 +154,10 @@ impl XtablesLock {
                 // The kernel dropped the watch with the old file, if it is gone.
                 let _ = inotify.rm_watch(watch);
             }
-            let watched = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE;
-            self.watch = Some(inotify.add_watch(&self.path, watched)?);
+            self.writers = 0;
+            self.was_replaced = true;
+            let mask = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_CLOSE;
+            self.watch = Some(inotify.add_watch(&self.path, mask)?);
         }
         Ok(())
     }
@@ -148,33 +173,31 @@ mod tests {
         path
     }
 
+    const NOTHING: News = News { opened: false, closed: false, lost: false };
+
     #[test]
     fn our_own_locking_is_no_news_and_that_of_others_is() {
         let path = path("news");
         let mut lock = XtablesLock::open(&path);
-        drop(lock.shared(Duration::ZERO).unwrap());
-        assert_eq!(lock.news(), News::default());
+        assert!(lock.news().lost, "what was before is not known");
+        drop(lock.try_shared().unwrap().unwrap());
+        assert_eq!(lock.news(), NOTHING);
         let other = File::open(&path).unwrap();
-        assert_eq!(lock.news(), News { opened: true, ..News::default() });
+        assert_eq!((lock.news(), lock.is_open()), (News { opened: true, ..NOTHING }, true));
         drop(other);
-        assert_eq!(lock.news(), News { closed: true, ..News::default() });
-        drop(File::open(&path).unwrap());
-        assert_eq!(lock.news(), News { opened: true, closed_again: true, ..News::default() });
-        drop(File::open(&path).unwrap());
-        let other = File::open(&path).unwrap();
-        assert_eq!(lock.news(), News { closed: true, opened: true, closed_again: false });
-        drop(other);
+        assert_eq!((lock.news(), lock.is_open()), (News { closed: true, ..NOTHING }, false));
+        assert_eq!(lock.news(), NOTHING);
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn an_exclusive_lock_of_another_is_waited_for_but_not_for_ever() {
+    fn an_exclusive_lock_of_another_is_not_broken() {
         let path = path("wait");
         let mut lock = XtablesLock::open(&path);
         let other = Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusive).unwrap();
-        assert!(lock.shared(Duration::from_millis(5)).is_err());
+        assert!(lock.try_shared().unwrap().is_none());
         drop(other);
-        assert!(lock.shared(Duration::ZERO).is_ok());
+        assert!(lock.try_shared().unwrap().is_some());
         std::fs::remove_file(path).unwrap();
     }
 
@@ -182,11 +205,13 @@ mod tests {
     fn a_file_that_was_deleted_and_made_anew_is_found_again() {
         let path = path("anew");
         let mut lock = XtablesLock::open(&path);
+        lock.news();
         std::fs::remove_file(&path).unwrap();
         let other = Flock::lock(File::create(&path).unwrap(), FlockArg::LockExclusive).unwrap();
-        assert!(lock.shared(Duration::from_millis(5)).is_err(), "the new file is the one to lock");
+        assert!(lock.try_shared().unwrap().is_none(), "the new file is the one to lock");
+        assert!(lock.news().lost, "and what was done to it is not known");
         drop(other);
-        drop(lock.shared(Duration::ZERO).unwrap());
+        drop(lock.try_shared().unwrap().unwrap());
         lock.news();
         drop(File::open(&path).unwrap());
         assert!(lock.news().opened, "and the one to watch");

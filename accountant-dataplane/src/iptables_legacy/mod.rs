@@ -1,36 +1,50 @@
-//! Source `iptables-legacy`: whole tables by getsockopt, under a shared lock.
+//! Source `iptables-legacy`: counters read in place, or whole tables by getsockopt under a shared lock.
 //!
-//! Each read is one system call a table. Structure is decoded only when the digest of everything but the counters changed.
-//! When somebody opens the lock file, one more read without the lock catches what the rules counted up to that moment; when
-//! the file is closed again, one under the lock tells where the new rules begin. So a rewrite costs what passes between the
-//! first of the two and the swap of the table, and only what passes between the two is in doubt, not what passed since the
-//! last poll. Both tell all chains, because the next rewrite may change any of them.
+//! A table is read whole when it is new or was replaced, and where reading in place is not possible ([`in_place`]); its
+//! structure is decoded only when the digest of everything but the counters changed.
+//!
+//! Every replacement passes the lock file. When somebody opens it, the watch of [`rewrites`] is attached, which is told the
+//! last counters of the rules that go; once the table is read whole again they are settled ([`settle`]), and nothing is
+//! lost. Where there is no watch, one more read at that moment catches what was counted so far, and when the file is closed
+//! again one under the lock tells where the new rules begin: a rewrite costs what passes between the first of the two and
+//! the swap of the table, and only what passes between the two is in doubt. Both tell all chains, because the next rewrite
+//! may change any of them.
 //!
 //! The filter table is read at every poll, mangle and raw as long as they have chains of host endpoints.
 
 pub mod blob;
+mod in_place;
 mod lock;
+mod rewrites;
+mod settle;
+mod table;
+mod wakeup;
+mod watching;
+mod whole;
 
-use crate::source::{Note, Poll, RuleSource, SourceError, TablePoll, Wanted, now};
-use accountant_core::calico::ChainKind;
-use accountant_core::rule::Chain;
-use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
-use accountant_core::{ChainName, IpVersion, Table};
-use accountant_sys::scratch::Scratch;
-use accountant_sys::xtables::{Family, Socket};
-use blob::{DecodedTable, Layout};
-use lock::XtablesLock;
-use std::collections::{HashMap, HashSet};
+use crate::in_place::CannotHere;
+use crate::source::{How, Note, Poll, RuleSource, SourceError, TablePoll, Wanted, in_flight, now};
+use accountant_abi::in_place::Stamp;
+use accountant_core::snapshot::{Retired, Snapshot, Source, TableId};
+use accountant_core::{ChainName, Table};
+use in_place::InPlace;
+use lock::{News, Shared, XtablesLock};
+use rewrites::{Rewrites, Told};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
+use table::{KnownTable, Novelty, describe, is_endpoint, layout};
+use wakeup::Wakeup;
+use whole::{Blob, WholeReader};
 
-/// How often a table that changes its size between two calls is asked for again.
-const TRIES: u32 = 8;
 /// How many polls a table without chains of host endpoints is left alone, unless the lock file was opened.
 const LEAVE_ALONE: u32 = 30;
+/// How long to sleep between tries to get the lock. It is mostly held for milliseconds.
+const RETRY: Duration = Duration::from_micros(300);
+/// How many tables may wait to be looked into.
+const MOST_GRABBED: usize = 64;
 
 /// How to read.
 #[derive(Clone, Debug)]
@@ -39,255 +53,360 @@ pub struct Settings {
     pub lock_file: PathBuf,
     /// How long to wait for the lock before reading without it.
     pub lock_patience: Duration,
+    /// Whether to read counters in place where that is possible.
+    pub in_place: bool,
+    /// Whether to watch rewrites where that is possible. Only with `in_place`.
+    pub watch_rewrites: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { lock_file: "/run/xtables.lock".into(), lock_patience: Duration::from_secs(2) }
+        Self {
+            lock_file: "/run/xtables.lock".into(),
+            lock_patience: Duration::from_secs(2),
+            in_place: true,
+            watch_rewrites: true,
+        }
     }
 }
-
-/// Memory for a bigger table is given back to the kernel between polls, when nobody needs it. For a smaller one having it
-/// anew costs more than it is worth: at 23 500 rules, which are 13 MB, a third of an idle agent's processor time on a
-/// virtual machine whose host takes free pages away.
-const KEPT: usize = 16 << 20;
 
 /// The source.
 #[derive(Debug)]
 pub struct IptablesLegacy {
     settings: Settings,
     lock: XtablesLock,
-    sockets: HashMap<IpVersion, Socket>,
+    wakeup: Option<Wakeup>,
+    whole: WholeReader,
+    in_place: Option<InPlace>,
+    rewrites: Rewrites,
+    /// When the lock file last was in the news.
+    last_news: Instant,
     tables: HashMap<TableId, KnownTable>,
-    scratch: Scratch,
-    /// Whether somebody was done with the lock since the last reading: tables may be others by now, and other rules at the
-    /// next look do not mean that it came too late.
-    rewritten: bool,
+    /// Tables that were read and wait to be looked into, oldest first.
+    grabbed: VecDeque<Grabbed>,
+    /// News of the lock file that nothing was done about yet.
+    news: News,
+    notes: Vec<Note>,
+    /// How many packets can be between two rules while they are read in place.
+    in_flight: u32,
 }
 
-/// What is remembered of a table between polls.
-#[derive(Debug)]
-struct KnownTable {
-    decoded: DecodedTable,
-    /// Whether an endpoint has a chain in it.
-    has_endpoints: bool,
-    /// Polls since it was last read.
-    left_alone: u32,
-}
-
-/// The circumstances of a read.
+/// The circumstances of a whole read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Circumstance {
     /// Under the lock.
     Locked,
     /// Without: a moment of zeros is possible.
     Unlocked,
+    /// Without, but a rewrite was told to be over: good if the table still is what it was then.
+    Over,
     /// Without, because a writer is about to replace a table.
     LastLook,
     /// Under the lock, because a writer is done.
     Rewritten,
+    /// The same, and that the writer began was seen no sooner.
+    Unseen,
 }
 
 impl Circumstance {
-    /// Whether the reading was taken because of a writer.
+    /// Whether the counters are what they are going to be, and not in the middle of a rewrite.
+    fn is_sure(self) -> bool {
+        !matches!(self, Self::Unlocked | Self::LastLook)
+    }
+
+    /// Whether the reading was taken because of a writer, so that it tells all chains.
     fn is_rewrite(self) -> bool {
-        matches!(self, Self::LastLook | Self::Rewritten)
-    }
-
-    fn may_dip(self) -> bool {
-        matches!(self, Self::Unlocked | Self::LastLook)
+        !matches!(self, Self::Locked | Self::Unlocked)
     }
 }
 
-/// Tables of iptables-legacy that the namespace has, by the text of `/proc/net/ip{,6}_tables_names`.
-///
-/// `None` is a kernel without the modules. A table that is not listed must not be asked for: the kernel would load
-/// modules and register it.
-fn tables_in(names: Option<&str>) -> Vec<Table> {
-    let names: HashSet<&str> = names.unwrap_or_default().lines().map(str::trim).collect();
-    Table::ALL.into_iter().filter(|table| names.contains(table.as_str())).collect()
+/// A table as it was read, not yet looked into.
+#[derive(Debug)]
+struct Grabbed {
+    id: TableId,
+    how: Circumstance,
+    /// What it was before and after.
+    stamp: Option<Stamp>,
+    blob: Blob,
+    /// What was told of it up to then.
+    told: Option<Told>,
+    /// Whether a rewrite would have been told.
+    is_watched: bool,
+    /// Whether nothing was known to have been done to it since it was last read whole.
+    was_trusted: bool,
 }
 
-fn names_file(ip_version: IpVersion) -> &'static str {
-    match ip_version {
-        IpVersion::V4 => "/proc/thread-self/net/ip_tables_names",
-        IpVersion::V6 => "/proc/thread-self/net/ip6_tables_names",
-    }
-}
-
-fn layout(ip_version: IpVersion) -> Layout {
-    match ip_version {
-        IpVersion::V4 => blob::IPV4,
-        IpVersion::V6 => blob::IPV6,
-    }
+/// What a look at a table without reading it whole brings.
+enum Glance {
+    /// It has to be read whole.
+    Whole,
+    /// There is nothing to tell.
+    Nothing,
+    /// Its counters.
+    Told(Snapshot),
 }
 
 impl IptablesLegacy {
     /// Prepares to read the tables of the calling thread's network namespace.
     pub fn new(settings: Settings) -> Self {
         let lock = XtablesLock::open(&settings.lock_file);
+        let wakeup = Wakeup::new()
+            .and_then(|wakeup| lock.events().map_or(Ok(()), |fd| wakeup.add(fd)).map(|()| wakeup))
+            .inspect_err(|error| tracing::warn!(%error, "cannot wait for news of the xtables lock"));
+        let watch = settings.watch_rewrites && settings.in_place;
+        let reason = if watch { CannotHere::NotYet } else { CannotHere::TurnedOff };
         Self {
             settings,
             lock,
-            sockets: HashMap::new(),
+            wakeup: wakeup.ok(),
+            whole: WholeReader::default(),
+            in_place: None,
+            rewrites: Rewrites::off(reason),
+            last_news: Instant::now(),
             tables: HashMap::new(),
-            scratch: Scratch::default(),
-            rewritten: false,
+            grabbed: VecDeque::new(),
+            news: News::default(),
+            notes: Vec::new(),
+            in_flight: in_flight(),
         }
     }
 
     /// The tables that the namespace has, whether or not Calico uses them.
     pub fn present() -> Result<Vec<TableId>, SourceError> {
-        let mut present = Vec::new();
-        for ip_version in IpVersion::BOTH {
-            let file = names_file(ip_version);
-            let names = match std::fs::read_to_string(file) {
-                Ok(names) => Some(names),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                // Whoever may not read the names cannot tell that there are none.
-                Err(error) => return Err(SourceError::io("reading", file, error)),
-            };
-            let id = |table| TableId { source: Source::IptablesLegacy, native: false, ip_version, table };
-            present.extend(tables_in(names.as_deref()).into_iter().map(id));
+        whole::present()
+    }
+
+    /// Tables that are there, less those that are gone, which the poll tells.
+    fn list(&mut self, poll: &mut Poll) -> Result<Vec<TableId>, SourceError> {
+        let present = Self::present()?;
+        poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
+        self.tables.retain(|id, _| present.contains(id));
+        if !present.is_empty() && self.in_place.is_none() {
+            self.in_place = Some(InPlace::new(self.settings.in_place));
         }
         Ok(present)
     }
 
-    fn read_all(&mut self, wanted: &Wanted, circumstance: Circumstance) -> Result<Poll, SourceError> {
-        let started = Instant::now();
-        let mut poll = Poll::default();
-        let with_endpoints = self.with_endpoints();
-        let present = Self::present()?;
-        poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
-        self.tables.retain(|id, _| present.contains(id));
-        for id in present {
-            let is_of_use = match circumstance {
-                Circumstance::LastLook => self.has_endpoints(id),
-                Circumstance::Rewritten => self.has_endpoints(id) || id.table == Table::Filter,
-                Circumstance::Locked | Circumstance::Unlocked => !self.leave_alone(id),
-            };
-            if !is_of_use {
-                continue;
+    /// Looks at a table without reading it whole: at chains of endpoints and those that are wanted, or at all.
+    fn glance(&mut self, id: TableId, wanted: &Wanted, all: bool) -> Glance {
+        let trusted = self.is_trusted(id);
+        let (Some(known), Some(in_place)) = (self.tables.get_mut(&id), &mut self.in_place) else {
+            return Glance::Whole;
+        };
+        if !trusted {
+            return Glance::Whole;
+        }
+        if !known.has_endpoints {
+            // Mangle and raw mostly have no chains of endpoints.
+            let left_alone = id.table != Table::Filter && known.left_alone < LEAVE_ALONE;
+            known.left_alone += 1;
+            return if in_place.stands(id) || left_alone { Glance::Nothing } else { Glance::Whole };
+        }
+        let in_flight = self.in_flight;
+        let named = |name: &ChainName| wanted.contains(&(id, name.clone()));
+        match in_place.read(id, &known.decoded, |index, chain| {
+            all || known.endpoints.binary_search(&index).is_ok()
+                || !wanted.is_empty() && named(&chain.chain.name)
+        }) {
+            Some(mut chains) => {
+                known.deductions.apply(&mut chains);
+                Glance::Told(Snapshot { chains, in_flight, at: now(), ..Snapshot::default() })
             }
-            match self.read_table(id, wanted, circumstance) {
-                Ok(snapshot) => {
-                    poll.tables.extend(snapshot.map(|snapshot| TablePoll { id, snapshot: Ok(snapshot) }));
+            None => Glance::Whole,
+        }
+    }
+
+    /// Looks at tables without reading them whole. Returns those that have to be.
+    fn glance_all(&mut self, ids: Vec<TableId>, wanted: &Wanted, all: bool, poll: &mut Poll) -> Vec<TableId> {
+        let glances: Vec<_> = ids.into_iter().map(|id| (id, self.glance(id, wanted, all))).collect();
+        // A table that was replaced twice since the last look can have the address that it had. The first of the two was
+        // told before the second came, so it is heard of now.
+        self.look();
+        let mut whole = Vec::new();
+        for (id, glance) in glances {
+            match glance {
+                Glance::Told(snapshot) if self.is_trusted(id) => {
+                    poll.tables.push(TablePoll { id, snapshot: Ok(snapshot) });
                 }
+                Glance::Nothing => {}
+                Glance::Told(_) | Glance::Whole => whole.push(id),
+            }
+        }
+        whole
+    }
+
+    /// Whether nothing is known to have been done to a table since it was read whole.
+    fn is_trusted(&self, id: TableId) -> bool {
+        self.tables.get(&id).is_some_and(|known| !known.in_doubt) && self.rewrites.of(id).is_none()
+    }
+
+    /// Reads a table whole, without a look into it: what is done about it can wait, the next rewrite does not. None if it is
+    /// of no use.
+    fn grab(&mut self, id: TableId, how: Circumstance) -> Result<Option<Grabbed>, SourceError> {
+        let before = self.in_place.as_mut().and_then(|in_place| in_place.stamp(id));
+        let blob = self.whole.read(id)?;
+        let after = self.in_place.as_mut().and_then(|in_place| in_place.stamp(id));
+        let stamp = before.filter(|_| before == after);
+        self.rewrites.hear();
+        let is_told = |told: &Told| stamp.is_some_and(|stamp| told.is_over && told.only(&stamp).is_some());
+        if how == Circumstance::Over && !self.rewrites.of(id).is_some_and(is_told) {
+            // The next rewrite is under way, and will be told.
+            return Ok(None);
+        }
+        let told = if how == Circumstance::LastLook { None } else { self.rewrites.take(id) };
+        let is_watched = self.rewrites.reason().is_none();
+        let was_trusted = told.is_none() && self.is_trusted(id);
+        Ok(Some(Grabbed { id, how, stamp, blob, told, is_watched, was_trusted }))
+    }
+
+    /// Looks into what was read. None if there is nothing to tell.
+    fn digest(&mut self, grabbed: &Grabbed, wanted: &Wanted) -> Result<Option<Snapshot>, SourceError> {
+        let Grabbed { id, how, stamp, blob, told, is_watched, was_trusted } = grabbed;
+        let (id, stamp, blob) = (*id, *stamp, blob.bytes());
+        let layout = layout(id.ip_version);
+        let undecodable = |error: blob::BlobError| SourceError::decode(describe(id), error);
+        let fingerprint = blob::fingerprint(blob, layout).map_err(undecodable)?;
+        let same = self.tables.get(&id).is_some_and(|known| known.decoded.fingerprint == fingerprint);
+        let known = self.tables.remove(&id);
+        let too_late = match how {
+            // Other rules than those that were there when somebody was last done with the lock.
+            Circumstance::LastLook => !same && known.as_ref().is_some_and(|known| !known.in_doubt),
+            Circumstance::Unseen => !same && known.is_some(),
+            // Nobody tells of rewrites: there may have been any number of them.
+            _ => !same && known.is_some() && !self.lock.is_watched(),
+        };
+        let was_known = known.is_some();
+        let stood = known.as_ref().is_some_and(|known| known.stamp.is_some() && known.stamp == stamp);
+        let (mut known, novelty) = match known {
+            Some(known) if same => (known, Novelty::default()),
+            mut known => match KnownTable::decode(blob, layout, &mut known) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    self.tables.extend(known.map(|known| (id, known)));
+                    return Err(undecodable(error));
+                }
+            },
+        };
+        let needed = |chain: &blob::DecodedChain| {
+            let name = &chain.chain.name;
+            how.is_rewrite()
+                || !was_trusted
+                || is_endpoint(name)
+                || novelty.changed.contains(name)
+                || wanted.contains(&(id, name.clone()))
+        };
+        let mut chains = known.readings(blob, needed);
+        let rewrite = told.as_ref().and_then(|told| told.only(&stamp?));
+        let retired = rewrite.and_then(|rewrite| known.settle(novelty.before.as_ref(), rewrite));
+        let missed = match (&retired, &told) {
+            (Some(_), _) => false,
+            (None, Some(_)) => was_known,
+            (None, None) => was_known && !stood && stamp.is_some() && *is_watched,
+        };
+        if missed || too_late {
+            tracing::debug!(?id, "a rewrite was not seen, or not all of it");
+            self.notes.push(Note::MissedRewrite);
+            known.deductions.forget_reset(&chains);
+        }
+        known.deductions.apply(&mut chains);
+        known.left_alone = 0;
+        let sure = how.is_sure();
+        known.in_doubt = !sure || self.lock.is_open() && !self.rewrites.is_watching();
+        known.stamp = stamp.filter(|_| sure);
+        let has_endpoints = known.has_endpoints;
+        if !(stood && told.is_none() && same && *was_trusted)
+            && let Some(in_place) = &mut self.in_place
+        {
+            match known.stamp {
+                Some(stamp) => in_place.hold(id, stamp, &known.decoded),
+                None => in_place.give_up(id),
+            }
+        }
+        self.tables.insert(id, known);
+        if !has_endpoints && novelty.gone.is_empty() {
+            return Ok(None);
+        }
+        let retired: Vec<Retired> = retired.unwrap_or_default();
+        let gone = novelty.gone;
+        let gap = missed || too_late;
+        Ok(Some(Snapshot { retired, chains, gone, gap, may_dip: !sure, at: now(), ..Snapshot::default() }))
+    }
+
+    /// Reads tables whole, to be looked into soon.
+    fn grab_all(&mut self, ids: Vec<TableId>, how: Circumstance, poll: &mut Poll) {
+        for id in ids {
+            match self.grab(id, how) {
+                Ok(grabbed) => self.grabbed.extend(grabbed),
                 Err(error) => poll.tables.push(TablePoll { id, snapshot: Err(error) }),
             }
         }
-        self.rewritten = false;
-        poll.moved = self.with_endpoints() != with_endpoints;
-        if self.scratch.capacity() > KEPT {
-            self.scratch.release();
-        }
-        poll.took = started.elapsed();
-        Ok(poll)
     }
 
-    fn has_endpoints(&self, id: TableId) -> bool {
-        self.tables.get(&id).is_some_and(|table| table.has_endpoints)
-    }
-
-    fn with_endpoints(&self) -> HashSet<TableId> {
-        self.tables.iter().filter(|(_, table)| table.has_endpoints).map(|(id, _)| *id).collect()
-    }
-
-    /// What tells the tables' rules from others.
-    fn fingerprints(&self) -> HashMap<TableId, u64> {
-        self.tables.iter().map(|(id, table)| (*id, table.decoded.fingerprint)).collect()
-    }
-
-    /// A writer is about to replace a table: what was counted up to now.
-    fn last_look(&mut self) -> Result<Poll, SourceError> {
-        let (before, rewritten) = (self.fingerprints(), self.rewritten);
-        let mut poll = self.read_all(&Wanted::default(), Circumstance::LastLook)?;
-        if !rewritten && self.fingerprints() != before {
-            missed_rewrite(&mut poll);
-        }
-        tracing::debug!(tables = poll.tables.len(), "looked once more: somebody opened the xtables lock");
-        Ok(poll)
-    }
-
-    /// A writer is done: where the new rules begin. Nothing if another writer is at work, who will be done, too.
-    fn look_again(&mut self, missed: bool) -> Result<Option<Poll>, SourceError> {
-        let Ok(_lock) = self.lock.shared(Duration::ZERO) else { return Ok(None) };
-        let before = self.fingerprints();
-        let mut poll = self.read_all(&Wanted::default(), Circumstance::Rewritten)?;
-        if missed && self.fingerprints() != before {
-            missed_rewrite(&mut poll);
-        }
-        Ok(Some(poll))
-    }
-
-    /// Mangle and raw mostly have no chains of endpoints.
-    fn leave_alone(&mut self, id: TableId) -> bool {
-        match self.tables.get_mut(&id) {
-            Some(table)
-                if id.table != Table::Filter && !table.has_endpoints && table.left_alone < LEAVE_ALONE =>
-            {
-                table.left_alone += 1;
-                true
+    /// Looks into all that was read, and goes on reading what is rewritten meanwhile.
+    fn digest_all(&mut self, wanted: &Wanted, poll: &mut Poll) {
+        while let Some(grabbed) = self.grabbed.pop_front() {
+            let id = grabbed.id;
+            match self.digest(&grabbed, wanted) {
+                Ok(Some(snapshot)) => poll.tables.push(TablePoll { id, snapshot: Ok(snapshot) }),
+                Ok(None) => {}
+                Err(error) => poll.tables.push(TablePoll { id, snapshot: Err(error) }),
             }
-            _ => false,
+            self.whole.take_back(grabbed.blob);
+            self.look();
+            self.grab_what_is_over(poll);
+        }
+        self.get_ready_to_watch();
+        if self.in_place.as_ref().is_some_and(|in_place| in_place.reason().is_none()) {
+            // The next whole read is when rules change.
+            self.whole.release();
         }
     }
 
-    /// `None` if the table has nothing to tell.
-    fn read_table(
-        &mut self,
-        id: TableId,
-        wanted: &Wanted,
-        circumstance: Circumstance,
-    ) -> Result<Option<Snapshot>, SourceError> {
-        let layout = layout(id.ip_version);
-        let blob = read_blob(&mut self.sockets, &mut self.scratch, id)?;
-        let undecodable = |error: blob::BlobError| SourceError::decode(describe(id), error);
-        let fingerprint = blob::fingerprint(blob, layout).map_err(undecodable)?;
+    /// Reads tables whose rewrite is over, before the next one comes.
+    fn grab_what_is_over(&mut self, poll: &mut Poll) {
+        let over = self.rewrites.over();
+        if !over.is_empty() && self.grabbed.len() < MOST_GRABBED {
+            let lock = self.lock.try_shared().ok().flatten();
+            let how = if lock.is_some() { Circumstance::Locked } else { Circumstance::Over };
+            self.grab_all(over, how, poll);
+        }
+    }
 
-        let known = self.tables.get(&id);
-        let same = known.is_some_and(|known| known.decoded.fingerprint == fingerprint);
-        let mut gone = Vec::new();
-        let mut changed = HashSet::new();
-        if !same {
-            let old = known.map(|known| chains_by_name(&known.decoded)).unwrap_or_default();
-            let decoded = blob::decode(blob, layout, &old).map_err(undecodable)?;
-            let new = chains_by_name(&decoded);
-            gone.extend(old.keys().filter(|name| !new.contains_key(*name)).cloned());
-            let is_new = |(name, chain): &(&ChainName, &Arc<Chain>)| {
-                old.get(*name).is_none_or(|old| !Arc::ptr_eq(old, chain))
-            };
-            changed.extend(new.iter().filter(is_new).map(|(name, _)| name.clone()));
-            let is_endpoint = |name: &ChainName| matches!(ChainKind::of(name), ChainKind::Endpoint { .. });
-            let has_endpoints = new.keys().any(is_endpoint);
-            self.tables.insert(id, KnownTable { decoded, has_endpoints, left_alone: 0 });
+    /// Waits for the lock, and sees meanwhile what those do who have it.
+    fn lock_shared(&mut self) -> io::Result<Shared> {
+        let deadline = Instant::now() + self.settings.lock_patience;
+        loop {
+            if let Some(lock) = self.lock.try_shared()? {
+                return Ok(lock);
+            }
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.look();
+            std::thread::sleep(RETRY);
         }
-        let Some(known) = self.tables.get_mut(&id) else { return Ok(None) };
-        known.left_alone = 0;
-        if !known.has_endpoints && gone.is_empty() {
-            return Ok(None);
-        }
-        let needed = |chain: &&blob::DecodedChain| {
-            let name = &chain.chain.name;
-            circumstance.is_rewrite()
-                || matches!(ChainKind::of(name), ChainKind::Endpoint { .. })
-                || changed.contains(name)
-                || wanted.contains(&(id, name.clone()))
+    }
+
+    fn finish(&mut self, mut poll: Poll, started: Instant, before: &HashSet<TableId>) -> Poll {
+        poll.moved = self.with_endpoints() != *before;
+        poll.took = started.elapsed();
+        poll.notes.append(&mut self.notes);
+        poll.how = match self.in_place.as_ref().and_then(InPlace::reason) {
+            Some(reason) => How::Whole(reason.clone()),
+            None => How::InPlace(self.rewrites.reason().cloned()),
         };
-        let chains = known.decoded.chains.iter().filter(needed);
-        let chains = chains.map(|c| Reading { chain: c.chain.clone(), counters: c.read(blob) }).collect();
-        let may_dip = circumstance.may_dip();
-        Ok(Some(Snapshot { chains, gone, may_dip, at: now(), ..Snapshot::default() }))
+        poll
     }
 }
 
-/// Rules were rewritten without a look before it, and perhaps more than once.
-fn missed_rewrite(poll: &mut Poll) {
-    poll.notes.push(Note::MissedRewrite);
-    for table in &mut poll.tables {
-        if let Ok(snapshot) = &mut table.snapshot {
-            snapshot.gap = true;
-        }
+impl KnownTable {
+    /// What a rewrite means for the rules: `before` is the table that it replaced, if its rules were others.
+    fn settle(
+        &mut self,
+        before: Option<&blob::DecodedTable>,
+        rewrite: &settle::Rewrite,
+    ) -> Option<Vec<Retired>> {
+        settle::settle(before.unwrap_or(&self.decoded), &self.decoded, rewrite, &mut self.deductions)
     }
 }
 
@@ -297,86 +416,45 @@ impl RuleSource for IptablesLegacy {
     }
 
     fn read(&mut self, wanted: &Wanted) -> Result<Poll, SourceError> {
-        let lock = self.lock.shared(self.settings.lock_patience);
-        let before = self.lock.events().is_none().then(|| self.fingerprints());
-        let circumstance = if lock.is_ok() { Circumstance::Locked } else { Circumstance::Unlocked };
-        let mut poll = self.read_all(wanted, circumstance)?;
-        if let Err(error) = lock {
-            tracing::debug!(%error, "read without the xtables lock");
-            poll.notes.push(Note::Unlocked);
+        let (started, before) = (Instant::now(), self.with_endpoints());
+        self.look();
+        let mut poll = Poll::default();
+        self.grab_what_is_over(&mut poll);
+        self.digest_all(wanted, &mut poll);
+        let present = self.list(&mut poll)?;
+        if self.lock.is_open() && !self.rewrites.is_watching() {
+            self.doubt_all();
         }
-        if before.is_some_and(|before| !before.is_empty() && before != self.fingerprints()) {
-            // Nobody tells of rewrites: there may have been any number of them.
-            missed_rewrite(&mut poll);
+        // This reading is the look that news ask for.
+        let news = std::mem::take(&mut self.news);
+        let all = (news.opened || news.closed) && !self.rewrites.is_watching();
+        let whole = self.glance_all(present, wanted, all, &mut poll);
+        if !whole.is_empty() {
+            let lock = self.lock_shared();
+            let circumstance = if lock.is_ok() { Circumstance::Locked } else { Circumstance::Unlocked };
+            self.look();
+            self.grab_all(whole, circumstance, &mut poll);
+            if let Err(error) = &lock {
+                tracing::debug!(%error, "read without the xtables lock");
+                self.notes.push(Note::Unlocked);
+            }
+            drop(lock);
+            self.digest_all(wanted, &mut poll);
         }
-        Ok(poll)
+        Ok(self.finish(poll, started, &before))
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {
-        self.lock.events()
+        self.wakeup.as_ref().map(Wakeup::fd).or_else(|| self.lock.events())
     }
 
     fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
-        let news = self.lock.news();
-        self.rewritten |= news.closed;
-        for table in self.tables.values_mut().filter(|_| news.opened) {
-            table.left_alone = LEAVE_ALONE;
-        }
-        if news.opened && !news.closed_again {
-            self.last_look().map(Some)
-        } else if news.closed || news.closed_again {
-            self.look_again(news.closed_again && !self.rewritten)
-        } else {
-            Ok(None)
-        }
-    }
-}
-
-fn read_blob<'a>(
-    sockets: &mut HashMap<IpVersion, Socket>,
-    scratch: &'a mut Scratch,
-    id: TableId,
-) -> Result<&'a [u8], SourceError> {
-    let failed = |operation, error| SourceError::io(operation, describe(id), error);
-    let socket = match sockets.entry(id.ip_version) {
-        std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-        std::collections::hash_map::Entry::Vacant(entry) => {
-            let family = match id.ip_version {
-                IpVersion::V4 => Family::Ip,
-                IpVersion::V6 => Family::Ip6,
-            };
-            entry.insert(Socket::open(family).map_err(|e| failed("opening a socket for", e))?)
-        }
-    };
-    let table = id.table.as_str();
-    for _ in 0..TRIES {
-        let info = socket.info(table).map_err(|e| failed("asking the size of", e))?;
-        match socket.entries(table, info.size, scratch) {
-            Ok(_) => return Ok(Socket::blob(scratch)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(failed("reading", error)),
-        }
-    }
-    Err(SourceError::Unstable { object: describe(id), tries: TRIES })
-}
-
-fn chains_by_name(decoded: &DecodedTable) -> HashMap<ChainName, Arc<Chain>> {
-    decoded.chains.iter().map(|chain| (chain.chain.name.clone(), chain.chain.clone())).collect()
-}
-
-fn describe(id: TableId) -> String {
-    format!("IPv{} table {} of iptables-legacy", id.ip_version, id.table)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_tables_that_are_listed_are_read() {
-        assert_eq!(tables_in(None), []);
-        assert_eq!(tables_in(Some("")), []);
-        assert_eq!(tables_in(Some("nat\nfilter\n")), [Table::Filter]);
-        assert_eq!(tables_in(Some("raw\nmangle\nfilter")), Table::ALL);
+        let (started, before) = (Instant::now(), self.with_endpoints());
+        let mut poll = Poll::default();
+        self.hear_news(&mut poll)?;
+        self.digest_all(&Wanted::default(), &mut poll);
+        self.stop_watching_if_done();
+        let told = !poll.tables.is_empty() || !self.notes.is_empty() || self.with_endpoints() != before;
+        Ok(told.then(|| self.finish(poll, started, &before)))
     }
 }

@@ -1,8 +1,8 @@
 //! Source `nftables`: rules of iptables-nft (`ip filter`, `ip6 filter`, ...) and of Felix' own tables (`ip calico`,
 //! `ip6 calico`), chain by chain over netlink.
 //!
-//! At every poll the endpoint chains are dumped, and of each rule only handle and counter are looked at; shared chains
-//! are dumped when they changed or when they are asked for. The structure is kept by [`mirror`], from the kernel's
+//! At every poll the endpoint chains are read in place ([`in_place`]) or dumped, and of each rule only handle and counter are
+//! looked at; shared chains are dumped when they changed or when they are asked for. The structure is kept by [`mirror`], from the kernel's
 //! notifications; a deleted rule's notification carries its last counter, so a rewrite costs no counts.
 //!
 //! A reading is of one piece: the generation is asked for after the dumps, notifications are heard up to it, and chains
@@ -11,18 +11,20 @@
 pub mod counter;
 pub mod rule;
 
+mod in_place;
 mod mirror;
 mod socket;
 mod wire;
 
-use crate::source::{Note, Poll, RuleSource, SourceError, TablePoll, Wanted, now};
+use crate::in_place::CannotHere;
+use crate::source::{How, Note, Poll, RuleSource, SourceError, TablePoll, Wanted, in_flight, now};
 use accountant_core::IpVersion;
 use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
 use counter::handle_and_counter;
+use in_place::InPlace;
 use mirror::{ChainKey, Mirror, MirrorChain, is_after};
 use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::{SysconfVar, sysconf};
 use socket::{Dump, Heard, Notifications, Query};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
@@ -32,6 +34,8 @@ use std::time::{Duration, Instant};
 const TRIES: u32 = 16;
 /// How long to wait for the notifications of a commit that the kernel already counts.
 const HEARING: Duration = Duration::from_millis(500);
+/// How often it is tried to read in place within one reading, before everything is dumped.
+const IN_PLACE_TRIES: u32 = 3;
 
 /// What came of dumping a chain's counters.
 enum Dumped {
@@ -54,6 +58,7 @@ pub struct Nftables {
     gap: bool,
     /// Tables that were read before, to notice when they go.
     tables: BTreeSet<TableId>,
+    in_place: InPlace,
     notes: Vec<Note>,
     /// How many packets can be between two rules at a time.
     in_flight: u32,
@@ -62,6 +67,12 @@ pub struct Nftables {
 impl Nftables {
     /// Prepares to read the tables of the calling thread's network namespace.
     pub fn new() -> Result<Self, SourceError> {
+        Self::with(true)
+    }
+
+    /// The same, and whether to read counters in place where that is possible.
+    pub fn with(in_place: bool) -> Result<Self, SourceError> {
+        let reason = if in_place { CannotHere::NotYet } else { CannotHere::TurnedOff };
         Ok(Self {
             // Being told comes first, so that no change between the first reading and the first news is missed.
             notifications: Notifications::open()?,
@@ -70,13 +81,23 @@ impl Nftables {
             synced: false,
             gap: false,
             tables: BTreeSet::new(),
+            in_place: InPlace::off(reason),
             notes: Vec::new(),
             in_flight: in_flight(),
         })
     }
 
     fn with_endpoints(&self) -> BTreeSet<TableId> {
-        self.mirror.chains().filter(|(key, _)| key.is_endpoint()).map(|(key, _)| key.table).collect()
+        self.in_place.tables(self.mirror.generation()).unwrap_or_else(|| {
+            self.mirror.chains().filter(|(key, _)| key.is_endpoint()).map(|(key, _)| key.table).collect()
+        })
+    }
+
+    fn how(&self) -> How {
+        match self.in_place.reason() {
+            Some(reason) => How::Whole(reason.clone()),
+            None => How::InPlace(None),
+        }
     }
 
     fn generation(&mut self) -> Result<u32, SourceError> {
@@ -231,16 +252,44 @@ impl Nftables {
         }))
     }
 
+    /// Reads the chains of endpoints in place. Returns the generation at which that was done.
+    fn read_in_place(
+        &mut self,
+        readings: &mut HashMap<ChainKey, Reading>,
+    ) -> Result<Option<u32>, SourceError> {
+        if self.in_place.reason().is_some_and(|reason| *reason != CannotHere::NotYet) {
+            return Ok(None);
+        }
+        let generation = self.generation()?;
+        self.hear_up_to(generation)?;
+        if self.mirror.is_stale() {
+            return Ok(None);
+        }
+        let read = self.in_place.read(&self.mirror, generation);
+        Ok(read.map(|read| {
+            readings.extend(read);
+            generation
+        }))
+    }
+
     /// Dumps the chains that are needed until all dumps are of the generation that notifications were heard up to.
     fn dump_stable(&mut self, wanted: &Wanted) -> Result<HashMap<ChainKey, Reading>, SourceError> {
         let mut changed = self.mirror.take_touched();
         let mut readings: HashMap<ChainKey, Reading> = HashMap::new();
-        for _ in 0..TRIES {
+        for tries in 0..TRIES {
+            let in_place_at = if tries < IN_PLACE_TRIES { self.read_in_place(&mut readings)? } else { None };
+            let touched = self.mirror.take_touched();
+            readings.retain(|key, _| in_place_at.is_some() && key.is_endpoint() || !touched.contains(key));
+            changed.extend(touched);
             let needed = |key: &ChainKey| {
-                key.is_endpoint() || changed.contains(key) || wanted.contains(&(key.table, key.chain.clone()))
+                (in_place_at.is_none() && key.is_endpoint())
+                    || changed.contains(key)
+                    || wanted.contains(&(key.table, key.chain.clone()))
             };
-            let missing = |key: &&ChainKey| needed(key) && !readings.contains_key(*key);
-            let missing: Vec<_> = self.mirror.chains().map(|(key, _)| key).filter(missing).cloned().collect();
+            let missing = |key: &&ChainKey| !readings.contains_key(*key) && needed(key);
+            let everything_is_there = in_place_at.is_some() && changed.is_empty() && wanted.is_empty();
+            let keys = self.mirror.chains().map(|(key, _)| key).filter(|_| !everything_is_there);
+            let missing: Vec<_> = keys.filter(missing).cloned().collect();
             let (mut whole, mut unlike) = (true, Vec::new());
             for key in missing {
                 match self.dump(&key)? {
@@ -261,8 +310,13 @@ impl Nftables {
                 readings.clear();
                 touched.extend(self.mirror.take_touched());
             }
-            if touched.is_empty() && whole {
+            let stood = in_place_at.is_none_or(|at| at == generation);
+            if touched.is_empty() && whole && stood {
                 return Ok(readings);
+            }
+            if !stood {
+                // Counters that were read may be those of rules that are gone.
+                readings.retain(|key, _| !key.is_endpoint());
             }
             readings.retain(|key, _| !touched.contains(key));
             changed.extend(touched);
@@ -307,7 +361,7 @@ impl RuleSource for Nftables {
         let moved = self.tables != with_endpoints;
         self.tables = with_endpoints;
         let notes = std::mem::take(&mut self.notes);
-        Ok(Poll { tables, gone, took: started.elapsed(), notes, moved })
+        Ok(Poll { tables, gone, took: started.elapsed(), notes, moved, how: self.how() })
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {
@@ -319,17 +373,8 @@ impl RuleSource for Nftables {
     fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
         self.drain()?;
         let moved = self.synced && self.with_endpoints() != self.tables;
-        Ok(moved.then(|| Poll { moved, ..Poll::default() }))
+        Ok(moved.then(|| Poll { moved, how: self.how(), ..Poll::default() }))
     }
-}
-
-/// nf_tables counts rule by rule and keeps nobody out meanwhile: on each processor a packet of a process and one of an
-/// interrupt can be on their way through a chain.
-fn in_flight() -> u32 {
-    const CONTEXTS: u32 = 2;
-    // Whoever cannot tell the number of processors has few.
-    let processors = sysconf(SysconfVar::_NPROCESSORS_CONF).ok().flatten().unwrap_or(1);
-    u32::try_from(processors).unwrap_or(1).saturating_mul(CONTEXTS)
 }
 
 fn header(family: u8) -> Nfgenmsg {

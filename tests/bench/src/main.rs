@@ -7,6 +7,7 @@
 //!
 //! * [`bare`]: the system calls that a reading needs at least, and nothing else;
 //! * [`polls`]: the sources of `accountant-dataplane` beside those and beside the tools;
+//! * [`in_place`]: polls that read counters in place, and what watching rewrites costs others;
 //! * [`scrapes`]: rendering and compressing what is exported;
 //! * [`agent`]: memory and processor time of the real binary.
 
@@ -15,6 +16,7 @@
 mod agent;
 mod bare;
 mod cost;
+mod in_place;
 mod machine;
 mod markdown;
 mod polls;
@@ -105,7 +107,8 @@ fn measure_size(args: &Args, size: Size, effort: Effort, report: &mut Report) ->
     for backend in BACKENDS {
         let name = format!("{backend}/{}", size.rules);
         let (polls, agent) = (args.wants(&format!("{name}/poll")), args.wants(&format!("{name}/agent")));
-        if !polls && !agent {
+        let in_place = args.wants(&format!("{name}/in-place"));
+        if !polls && !in_place && !agent {
             continue;
         }
         eprintln!("loading {} rules with {backend}", size.rules);
@@ -113,6 +116,9 @@ fn measure_size(args: &Args, size: Size, effort: Effort, report: &mut Report) ->
         report.section(&name, &loaded.to_string());
         if polls {
             polls::measure(&loaded, effort, report)?;
+        }
+        if in_place {
+            in_place::measure(&loaded, effort, report)?;
         }
         if agent {
             agent::measure(&loaded, &args.agent()?, effort, report)?;

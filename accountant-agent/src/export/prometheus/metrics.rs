@@ -136,6 +136,18 @@ metrics! {
         ["source"]
         "How long the last reading of the source took."
         "never"
+    SOURCE_CPU Counter "calico_accountant_source_cpu_seconds_total" in "seconds"
+        ["source"]
+        "Processor time that reading the source has cost, the kernel's part included."
+        "never"
+    SOURCE_IN_PLACE Gauge "calico_accountant_source_in_place" in "0 or 1"
+        ["source"]
+        "Whether counters are read where the kernel keeps them; where not, `accountant check` says why."
+        "never"
+    SOURCE_EXACT Gauge "calico_accountant_source_rewrites_watched" in "0 or 1"
+        ["source"]
+        "Whether the last counters of rules that are rewritten are told, so that rewrites lose nothing; where not, `accountant check` says why."
+        "never"
     SOURCE_READS Counter "calico_accountant_source_reads_total" in "readings"
         ["source"]
         "How often the source was read."

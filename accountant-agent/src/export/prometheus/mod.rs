@@ -185,6 +185,10 @@ fn source_families(text: &mut Text, sources: &[SourceStatus]) {
     each(&metrics::SOURCE_UP, &|source| Some(f64::from(u8::from(source.state == State::Counting))));
     each(&metrics::SOURCE_LAST_SUCCESS, &|source| source.last_success.map(seconds));
     each(&metrics::SOURCE_POLL_DURATION, &|source| Some(source.took.as_secs_f64()));
+    each(&metrics::SOURCE_CPU, &|source| Some(source.cpu.as_secs_f64()));
+    let flag = |flag: bool| Some(f64::from(u8::from(flag)));
+    each(&metrics::SOURCE_IN_PLACE, &|source| flag(source.how.is_in_place()));
+    each(&metrics::SOURCE_EXACT, &|source| flag(source.how.keeps_counts_over_rewrites(source.source)));
     each(&metrics::SOURCE_READS, &|source| Some(source.reads as f64));
     each(&metrics::SOURCE_RESETS, &|source| Some(source.resets as f64));
     by_kind(text, &metrics::SOURCE_ERRORS, "reason", sources, |source| &source.errors);

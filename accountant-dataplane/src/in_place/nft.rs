@@ -1,0 +1,121 @@
+//! Counters of nf_tables, read in place.
+//!
+//! A walk through the kernel's lists finds each rule's counter, once for a generation; then they are read by pointer. What
+//! a walk says, and what is read by its pointers, counts only if the generation was the same before and after, which the
+//! caller asks for.
+
+use super::fields::Rules;
+use super::{CannotHere, Reader};
+use accountant_abi::in_place::{CAPACITY, CHAIN_NAME, ChainKeyName, MAX_CHAINS, Outcome, WalkedRule};
+use accountant_core::{Counter, IpVersion};
+use accountant_sys::mapping::Mapping;
+use aya::maps::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Reads tables of the calling thread's network namespace.
+#[derive(Debug)]
+pub(crate) struct NftReader {
+    reader: Reader,
+    walked: Mapping,
+    /// The chains that walks look into, in the order of their numbers.
+    wanted: Vec<String>,
+    /// Address of the kernel's operations of counters, once a walk has found them.
+    counter_ops: u64,
+}
+
+impl NftReader {
+    pub(crate) fn load() -> Result<Self, CannotHere> {
+        let maps = [("WANTED", MAX_CHAINS), ("WALKED", CAPACITY)];
+        let reader = Reader::load(Rules::Nftables, &["walk_nft", "read_nft"], &maps)?;
+        let walked = reader.map("WALKED", 3 * CAPACITY as usize)?;
+        Ok(Self { reader, walked, wanted: Vec::new(), counter_ops: 0 })
+    }
+
+    /// Chooses the chains that walks look into. Rules are told with the number that their chain has here.
+    pub(crate) fn want(&mut self, chains: &[String]) -> Result<(), CannotHere> {
+        if self.wanted == chains {
+            return Ok(());
+        }
+        let refused = |error: aya::maps::MapError| CannotHere::Refused {
+            operation: "choosing chains to walk".into(),
+            error: super::chain(&error),
+        };
+        let map =
+            self.reader.ebpf.map_mut("WANTED").ok_or_else(|| CannotHere::NoField("map WANTED".into()))?;
+        let mut map: HashMap<_, ChainKeyName, u32> = HashMap::try_from(map).map_err(refused)?;
+        for name in self.wanted.drain(..) {
+            // A name that is too long was never put in.
+            let _ = key(&name).map(|key| map.remove(&key));
+        }
+        for (number, name) in (0..).zip(chains) {
+            let key =
+                key(name).ok_or_else(|| CannotHere::NoField(format!("chain {name} of usual length")))?;
+            map.insert(key, number, 0).map_err(refused)?;
+        }
+        self.wanted = chains.to_vec();
+        Ok(())
+    }
+
+    /// Walks a table: the rules of the wanted chains that it has, chain by chain in their order.
+    pub(crate) fn walk(
+        &mut self,
+        ip_version: IpVersion,
+        table: &str,
+    ) -> Result<Result<Vec<WalkedRule>, Outcome>, CannotHere> {
+        let mut name = [0; 8];
+        for (to, from) in name.iter_mut().zip(table.bytes()) {
+            *to = from;
+        }
+        // NFPROTO_IPV4, NFPROTO_IPV6
+        let family = match ip_version {
+            IpVersion::V4 => 2,
+            IpVersion::V6 => 10,
+        };
+        let arguments = [family, u64::from_ne_bytes(name), self.counter_ops];
+        let outcome = self.reader.run("walk_nft", &arguments)?;
+        if outcome != Outcome::Done {
+            return Ok(Err(outcome));
+        }
+        let stamp = self.reader.stamp.words();
+        self.counter_ops = stamp[1].load(Relaxed);
+        let count = (stamp[2].load(Relaxed) >> 32) as usize;
+        let rules = self.walked.words().chunks_exact(3).take(count);
+        let rule = |words: &[std::sync::atomic::AtomicU64]| WalkedRule {
+            handle: words[0].load(Relaxed),
+            counter: words[1].load(Relaxed),
+            chain: words[2].load(Relaxed) as u32,
+            padding: 0,
+        };
+        Ok(Ok(rules.map(rule).collect()))
+    }
+
+    /// Forgets what counters are like: they were not found.
+    pub(crate) fn forget_counters(&mut self) {
+        self.counter_ops = 0;
+    }
+
+    /// The counters behind these pointers.
+    pub(crate) fn read(&self, pointers: &[u64]) -> Result<Result<Vec<Counter>, Outcome>, CannotHere> {
+        let mut counters = Vec::with_capacity(pointers.len());
+        for part in pointers.chunks(self.reader.at_once()) {
+            self.reader.put_addresses(part.iter().copied());
+            let arguments = [part.len() as u64, u64::from(self.reader.cpus)];
+            match self.reader.run("read_nft", &arguments)? {
+                Outcome::Done => {
+                    let sums = self.reader.sums().take(part.len());
+                    counters.extend(sums.map(|(bytes, packets)| Counter::new(packets, bytes)));
+                }
+                outcome => return Ok(Err(outcome)),
+            }
+        }
+        Ok(Ok(counters))
+    }
+}
+
+/// A chain's name as the programs compare it; none if it is too long.
+fn key(name: &str) -> Option<ChainKeyName> {
+    let mut bytes = [0; CHAIN_NAME];
+    let room = bytes[..CHAIN_NAME - 1].get_mut(..name.len())?;
+    room.copy_from_slice(name.as_bytes());
+    Some(ChainKeyName { bytes })
+}

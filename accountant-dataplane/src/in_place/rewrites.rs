@@ -1,0 +1,259 @@
+//! Being told of rewrites of iptables-legacy, with the last counters of the rules that went.
+//!
+//! The program of `accountant-ebpf/src/rewrites` sees the end of every system call while it is attached, which taxes every
+//! process a little: whoever uses this attaches it only while somebody has the lock file open.
+
+use super::fields::{self, Rules};
+use super::reason::{CannotHere, Host};
+use super::{chain, mapping};
+use accountant_abi::rewrites::{ADDED, COMPAT, Head, Piece, REPLACED};
+use accountant_core::{Counter, IpVersion, Table};
+use accountant_sys::mapping::Mapping;
+use aya::maps::{Map, MapData, RingBuf};
+use aya::programs::raw_trace_point::RawTracePointLinkId;
+use aya::programs::{ProgramError, RawTracePoint};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The object of the programs in `accountant-ebpf/src/rewrites`.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/rewrites"));
+const PROGRAM: &str = "system_call_ends";
+/// Sizes of the ring buffer: a power of two.
+const SMALLEST: u32 = 1 << 20;
+const BIGGEST: u32 = 1 << 26;
+
+/// Something that was done to a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// The table; none if that is not known.
+    pub(crate) table: Option<(IpVersion, Table)>,
+    pub(crate) what: What,
+    /// Address and number of rules of the table afterwards.
+    pub(crate) private: u64,
+    pub(crate) number: u32,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The table was replaced: the last counters of the old rules in their order. None if not all were told.
+    Replaced(Option<Vec<Counter>>),
+    /// Counters were added to those of the rules. None if not all were told.
+    Added(Option<Vec<Counter>>),
+    /// Something that cannot be looked at: a 32-bit program did it, or the news of it were lost.
+    Unknown,
+}
+
+/// The program and what it tells.
+pub(crate) struct RewriteWatch {
+    ebpf: Ebpf,
+    link: Option<RawTracePointLinkId>,
+    news: RingBuf<MapData>,
+    lost: Mapping,
+    lost_before: u64,
+    pieces: HashMap<u64, Vec<Counter>>,
+    room: u32,
+}
+
+impl std::fmt::Debug for RewriteWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RewriteWatch").field("attached", &self.is_attached()).finish_non_exhaustive()
+    }
+}
+
+impl RewriteWatch {
+    /// Loads the program for the network namespace at this address, with room for so many counters.
+    pub(crate) fn load(net: u64, counters: usize) -> Result<Self, CannotHere> {
+        let host = Host::look();
+        let fields = fields::fields(Rules::LegacyRewrites)?;
+        let room = room_for(counters);
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        loader.override_global("FIELDS", &fields, true);
+        loader.override_global("NET", &net, true);
+        loader.map_max_entries("NEWS", room);
+        let refused = |operation: &str, error: &dyn std::error::Error| {
+            CannotHere::refused(operation, chain(error), &host)
+        };
+        let mut ebpf = loader.load(OBJECT).map_err(|error| refused("making the maps", &error))?;
+        program(&mut ebpf)
+            .and_then(RawTracePoint::load)
+            .map_err(|error| refused("loading the program that watches rewrites", &error))?;
+        let lost = mapping(&ebpf, "LOST", 1).map_err(|error| refused("mapping LOST", &error))?;
+        let news = ebpf.take_map("NEWS").ok_or_else(|| CannotHere::NoField("map NEWS".into()))?;
+        let news = news_of(news).map_err(|error| refused("opening the ring buffer", &error))?;
+        Ok(Self { ebpf, link: None, news, lost, lost_before: 0, pieces: HashMap::new(), room })
+    }
+
+    /// Whether the ring buffer is big enough for tables of so many rules.
+    pub(crate) fn has_room_for(&self, counters: usize) -> bool {
+        room_for(counters) <= self.room
+    }
+
+    pub(crate) fn is_attached(&self) -> bool {
+        self.link.is_some()
+    }
+
+    pub(crate) fn attach(&mut self) -> Result<(), CannotHere> {
+        if self.link.is_none() {
+            let attached = program(&mut self.ebpf).and_then(|program| program.attach("sys_exit"));
+            self.link = Some(attached.map_err(|error| CannotHere::Refused {
+                operation: "attaching the program that watches rewrites".into(),
+                error: chain(&error),
+            })?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn detach(&mut self) {
+        if let Some(link) = self.link.take()
+            && let Err(error) = program(&mut self.ebpf).and_then(|program| program.detach(link))
+        {
+            tracing::warn!(%error, "the program that watches rewrites cannot be detached");
+        }
+    }
+
+    /// Becomes readable when something was told.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.news.as_fd()
+    }
+
+    /// What was told since the last call.
+    pub(crate) fn drain(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(record) = self.news.next() {
+            if record.len() == size_of::<Piece>() {
+                take_piece(&mut self.pieces, &record);
+            } else if let Some(head) = head(&record) {
+                events.push(event(head, self.pieces.remove(&head.writer)));
+            }
+        }
+        let lost = self.lost.words()[0].load(Relaxed);
+        if lost != self.lost_before {
+            self.lost_before = lost;
+            events.push(Event { table: None, what: What::Unknown, private: 0, number: 0 });
+        }
+        events
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut RawTracePoint, ProgramError> {
+    ebpf.program_mut(PROGRAM).ok_or(ProgramError::NotLoaded)?.try_into()
+}
+
+fn news_of(map: Map) -> Result<RingBuf<MapData>, aya::maps::MapError> {
+    RingBuf::try_from(map)
+}
+
+/// Two rewrites of a table, each with the counters that went and those that came, and a little.
+fn room_for(counters: usize) -> u32 {
+    let bytes = u32::try_from(counters).unwrap_or(u32::MAX).saturating_mul(4 * 17);
+    bytes.clamp(SMALLEST, BIGGEST).next_power_of_two().min(BIGGEST)
+}
+
+/// Puts a piece's counters in their places. Pieces come in order; one that is missing leaves its writer's incomplete.
+fn take_piece(pieces: &mut HashMap<u64, Vec<Counter>>, record: &[u8]) {
+    let (Some(writer), Some(first), Some(count)) = (u64_at(record, 0), u32_at(record, 8), u32_at(record, 12))
+    else {
+        return;
+    };
+    let counters = pieces.entry(writer).or_default();
+    if first == 0 {
+        // What an earlier call of the writer's, that failed to end, has left.
+        counters.clear();
+    }
+    if counters.len() == first as usize {
+        let counter = |index: usize| {
+            Some(Counter::new(u64_at(record, 16 + 16 * index)?, u64_at(record, 24 + 16 * index)?))
+        };
+        counters.extend((0..count as usize).map_while(counter));
+    }
+}
+
+fn head(record: &[u8]) -> Option<Head> {
+    Some(Head {
+        writer: u64_at(record, 0)?,
+        name: u64_at(record, 8)?,
+        private: u64_at(record, 16)?,
+        number: u32_at(record, 24)?,
+        kind: u32_at(record, 28)?,
+        family: u32_at(record, 32)?,
+        count: u32_at(record, 36)?,
+        failed: u32_at(record, 40)?,
+        padding: 0,
+    })
+}
+
+fn event(head: Head, counters: Option<Vec<Counter>>) -> Event {
+    let counters = counters.unwrap_or_default();
+    let counters = (head.failed == 0 && counters.len() == head.count as usize).then_some(counters);
+    let what = match head.kind {
+        REPLACED => What::Replaced(counters),
+        ADDED => What::Added(counters),
+        _ => What::Unknown,
+    };
+    let name = head.name.to_ne_bytes();
+    let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+    let table = Table::ALL.into_iter().find(|table| table.as_str().as_bytes() == name);
+    let ip_version = if head.family == 10 { IpVersion::V6 } else { IpVersion::V4 };
+    let table = table.filter(|_| head.kind != COMPAT).map(|table| (ip_version, table));
+    Event { table, what, private: head.private, number: head.number }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(writer: u64, first: u32, counters: &[u64]) -> Vec<u8> {
+        let mut bytes = writer.to_ne_bytes().to_vec();
+        bytes.extend(first.to_ne_bytes());
+        bytes.extend((counters.len() as u32).to_ne_bytes());
+        bytes.extend(counters.iter().flat_map(|c| [c.to_ne_bytes(), (c * 10).to_ne_bytes()]).flatten());
+        bytes.resize(size_of::<Piece>(), 0xff);
+        bytes
+    }
+
+    fn filter(kind: u32, count: u32) -> Head {
+        let name = u64::from_ne_bytes(*b"filter\0\0");
+        Head { writer: 7, name, private: 1, number: 2, kind, family: 10, count, ..Head::default() }
+    }
+
+    #[test]
+    fn pieces_are_joined_by_writer_and_believed_only_if_all_came() {
+        let mut pieces = HashMap::new();
+        take_piece(&mut pieces, &piece(7, 0, &[1, 2]));
+        take_piece(&mut pieces, &piece(8, 0, &[9]));
+        take_piece(&mut pieces, &piece(7, 2, &[3]));
+        let counters = pieces.remove(&7);
+        let wanted: Vec<_> = [1, 2, 3].map(|n| Counter::new(n, 10 * n)).into();
+        assert_eq!(counters.as_ref(), Some(&wanted));
+        let told = event(filter(REPLACED, 3), counters.clone());
+        assert_eq!(told.table, Some((IpVersion::V6, Table::Filter)));
+        assert_eq!(told.what, What::Replaced(Some(wanted)));
+        assert_eq!(event(filter(ADDED, 4), counters.clone()).what, What::Added(None));
+        assert_eq!(event(Head { failed: 1, ..filter(ADDED, 3) }, counters).what, What::Added(None));
+        // A piece is missing.
+        take_piece(&mut pieces, &piece(7, 0, &[1]));
+        take_piece(&mut pieces, &piece(7, 2, &[3]));
+        assert_eq!(event(filter(REPLACED, 3), pieces.remove(&7)).what, What::Replaced(None));
+        assert_eq!(event(filter(COMPAT, 0), None).table, None);
+    }
+
+    #[test]
+    fn foreign_tables_are_nobodys() {
+        let nat = Head { name: u64::from_ne_bytes(*b"nat\0\0\0\0\0"), ..filter(REPLACED, 0) };
+        assert_eq!(event(nat, None).table, None);
+        assert_eq!(head(&[0; 47]).map(|_| ()), Some(()));
+        assert_eq!(head(&[0; 43]), None);
+    }
+}

@@ -1,0 +1,158 @@
+//! Chains of endpoints whose counters are read in place, at one generation.
+//!
+//! The kernel's lists are walked once for each generation, and what was found has to be what the mirror knows: the same
+//! rules in the same order, each with a counter where there should be one. Anything else is read over netlink.
+
+use super::mirror::{ChainKey, Mirror};
+use crate::in_place::CannotHere;
+use crate::in_place::nft::NftReader;
+use accountant_abi::in_place::WalkedRule;
+use accountant_core::rule::Chain;
+use accountant_core::snapshot::{Reading, TableId};
+use accountant_core::{Counter, IpVersion};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// What is held between polls.
+#[derive(Debug)]
+pub(super) struct InPlace {
+    reader: Result<NftReader, CannotHere>,
+    held: Option<Held>,
+}
+
+/// The counters of one generation.
+#[derive(Debug)]
+struct Held {
+    generation: u32,
+    chains: Vec<(ChainKey, Arc<Chain>)>,
+    /// A pointer for each rule that has a counter, chain by chain.
+    pointers: Vec<u64>,
+}
+
+impl InPlace {
+    /// Not reading in place, for a reason; [`CannotHere::NotYet`] ends when there is something to read.
+    pub(super) fn off(reason: CannotHere) -> Self {
+        Self { reader: Err(reason), held: None }
+    }
+
+    /// Why it is not possible.
+    pub(super) fn reason(&self) -> Option<&CannotHere> {
+        self.reader.as_ref().err()
+    }
+
+    /// Reads all chains of endpoints, if the mirror is of this generation. What is returned counts if that still is the
+    /// generation afterwards.
+    pub(super) fn read(&mut self, mirror: &Mirror, generation: u32) -> Option<Vec<(ChainKey, Reading)>> {
+        if self.reader.as_ref().is_err_and(|reason| *reason == CannotHere::NotYet) {
+            if !mirror.chains().any(|(key, _)| key.is_endpoint()) {
+                return None;
+            }
+            self.reader = NftReader::load();
+            match &self.reader {
+                Ok(_) => tracing::debug!("counters of nftables are read in place"),
+                Err(reason) => tracing::info!(%reason, "counters of nftables are read over netlink"),
+            }
+        }
+        if self.reader.is_err() || mirror.generation() != generation {
+            return None;
+        }
+        if self.held.as_ref().is_none_or(|held| held.generation != generation) {
+            let held = self.walk(mirror, generation);
+            self.held = self.lose_if_refused(held)?;
+        }
+        let (Some(held), Ok(reader)) = (&self.held, &self.reader) else { return None };
+        let counters = reader.read(&held.pointers);
+        let Some(Ok(counters)) = self.lose_if_refused(counters) else {
+            self.held = None;
+            return None;
+        };
+        self.held.as_ref().map(|held| held.readings(counters))
+    }
+
+    fn walk(&mut self, mirror: &Mirror, generation: u32) -> Result<Option<Held>, CannotHere> {
+        let Ok(reader) = &mut self.reader else { return Ok(None) };
+        let keys: Vec<&ChainKey> =
+            mirror.chains().map(|(key, _)| key).filter(|key| key.is_endpoint()).collect();
+        // Chains of both IP versions mostly have the same names.
+        let names: BTreeSet<String> = keys.iter().map(|key| key.kernel_chain()).collect();
+        let names: Vec<String> = names.into_iter().collect();
+        reader.want(&names)?;
+        let tables: BTreeSet<(IpVersion, &str)> =
+            keys.iter().map(|key| (key.table.ip_version, key.kernel_table())).collect();
+        let mut found: HashMap<(IpVersion, &str, u32), Vec<WalkedRule>> = HashMap::new();
+        for (ip_version, table) in tables {
+            match reader.walk(ip_version, table)? {
+                Ok(rules) => {
+                    for rule in rules {
+                        found.entry((ip_version, table, rule.chain)).or_default().push(rule);
+                    }
+                }
+                Err(outcome) => {
+                    tracing::debug!(%ip_version, table, ?outcome, "the walk through nf_tables failed");
+                    return Ok(None);
+                }
+            }
+        }
+        let mut held = Held { generation, chains: Vec::new(), pointers: Vec::new() };
+        for key in keys {
+            let number = names.binary_search(&key.kernel_chain()).ok().and_then(|n| u32::try_from(n).ok());
+            let place = number.map(|number| (key.table.ip_version, key.kernel_table(), number));
+            let walked = place.and_then(|place| found.remove(&place)).unwrap_or_default();
+            if !held.take(key, mirror, &walked) {
+                tracing::debug!(chain = %key.chain, "the walk through nf_tables found other rules");
+                reader.forget_counters();
+                return Ok(None);
+            }
+        }
+        Ok(Some(held))
+    }
+
+    /// A kernel that refuses to run what it let load is not asked again.
+    fn lose_if_refused<T>(&mut self, result: Result<T, CannotHere>) -> Option<T> {
+        result
+            .inspect_err(|reason| {
+                tracing::warn!(%reason, "counters of nftables are read over netlink from now on");
+                self.reader = Err(reason.clone());
+                self.held = None;
+            })
+            .ok()
+    }
+
+    /// The tables that have endpoints, if they are known for this generation.
+    pub(super) fn tables(&self, generation: u32) -> Option<BTreeSet<TableId>> {
+        let held = self.held.as_ref().filter(|held| held.generation == generation)?;
+        let mut tables: Vec<TableId> = held.chains.iter().map(|(key, _)| key.table).collect();
+        tables.dedup();
+        Some(tables.into_iter().collect())
+    }
+}
+
+impl Held {
+    /// Takes a chain as it was walked, if it is as the mirror has it.
+    fn take(&mut self, key: &ChainKey, mirror: &Mirror, walked: &[WalkedRule]) -> bool {
+        let Some(known) = mirror.get(key) else { return false };
+        let same = known.handles.iter().eq(walked.iter().map(|rule| &rule.handle))
+            && known
+                .chain
+                .rules()
+                .iter()
+                .map(|rule| rule.counted)
+                .eq(walked.iter().map(|rule| rule.counter != 0));
+        if same {
+            self.chains.push((key.clone(), known.chain.clone()));
+            self.pointers.extend(walked.iter().map(|rule| rule.counter).filter(|&counter| counter != 0));
+        }
+        same
+    }
+
+    fn readings(&self, counters: Vec<Counter>) -> Vec<(ChainKey, Reading)> {
+        let mut counters = counters.into_iter();
+        let mut reading = |chain: &Arc<Chain>| {
+            let of_rule =
+                |counted: bool| if counted { counters.next().unwrap_or_default() } else { Counter::ZERO };
+            let counters = chain.rules().iter().map(|rule| rule.counted).map(of_rule).collect();
+            Reading { chain: chain.clone(), counters }
+        };
+        self.chains.iter().map(|(key, chain)| (key.clone(), reading(chain))).collect()
+    }
+}
