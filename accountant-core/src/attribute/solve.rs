@@ -35,16 +35,27 @@ enum Worth {
 }
 
 struct System {
+    worth: Worth,
+    unit: Unit,
+    /// Where the unknowns of the component stand among all.
+    place: HashMap<UnknownId, usize>,
     unknowns: Vec<Bounds>,
     sums: Vec<Sum>,
-    /// The unknown for what is doubtful in a row.
+    /// The unknown for what is doubtful in an equation.
     slack: HashMap<EquationId, usize>,
 }
 
 impl System {
-    fn unknown(&mut self, most: i128) -> usize {
-        self.unknowns.push(Bounds::up_to(most));
+    /// An unknown for what is doubtful in an equation.
+    fn doubt(&mut self, equation: EquationId, most: Amount) -> usize {
+        self.unknowns.push(Bounds::up_to(most.get(self.unit)));
+        self.slack.insert(equation, self.unknowns.len() - 1);
         self.unknowns.len() - 1
+    }
+
+    /// The terms that are of the component.
+    fn places(&self, terms: &[UnknownId]) -> Vec<usize> {
+        terms.iter().filter_map(|term| self.place.get(term).copied()).collect()
     }
 }
 
@@ -80,7 +91,7 @@ impl Settler<'_> {
             doubtful: HashMap::new(),
         };
         for unit in Unit::BOTH {
-            let System { unknowns, sums, slack } = self.system(component, worth, unit);
+            let System { unknowns, sums, slack, .. } = self.system(component, worth, unit);
             let bounds = tighten(unknowns, &sums)?;
             for (i, bounds) in bounds[..count].iter().enumerate() {
                 *known.low[i].get_mut(unit) = bounds.low;
@@ -101,17 +112,17 @@ impl Settler<'_> {
             Bounds::up_to(if possible { UNBOUNDED } else { 0 })
         };
         let unknowns = component.unknowns.iter().map(most).collect();
-        let mut system = System { unknowns, sums: Vec::new(), slack: HashMap::new() };
+        let (sums, slack) = (Vec::new(), HashMap::new());
+        let mut system = System { worth, unit, place, unknowns, sums, slack };
         let rows = self.rows_of(component);
         for &row in &rows {
-            self.add_row(&mut system, &place, row, worth, unit);
+            self.add_row(&mut system, row);
         }
-        let mut extras = HashMap::new();
         for &column in &component.columns {
-            self.add_column(&mut system, &mut extras, &place, column, worth, unit);
+            self.add_column(&mut system, column);
         }
         if worth != Worth::Moving {
-            let balance = self.balance(&system, &extras, component, &rows, &place, worth, unit);
+            let balance = self.balance(&system, component, &rows);
             system.sums.extend(balance);
         }
         system
@@ -129,20 +140,13 @@ impl Settler<'_> {
         }
     }
 
-    fn add_row(
-        &self,
-        system: &mut System,
-        place: &HashMap<UnknownId, usize>,
-        id: EquationId,
-        worth: Worth,
-        unit: Unit,
-    ) {
+    fn add_row(&self, system: &mut System, id: EquationId) {
+        let (worth, unit) = (system.worth, system.unit);
         let row = &self.store[id];
         if row.unusable {
             return;
         }
-        let places = |terms: &[UnknownId]| terms.iter().filter_map(|t| place.get(t).copied()).collect();
-        let (mut plus, minus): (Vec<usize>, Vec<usize>) = (places(&row.terms), places(&row.minus_terms));
+        let (mut plus, minus) = (system.places(&row.terms), system.places(&row.minus_terms));
         let (mut low, mut high) = self.bounds(row, worth, unit);
         if row.minus_terms.is_empty() {
             (low, high) = (low.max(0), high.max(0));
@@ -150,7 +154,7 @@ impl Settler<'_> {
         if row.role == Role::AtMost {
             low = 0;
         } else {
-            for term in row.terms.iter().filter(|term| !place.contains_key(term)) {
+            for term in row.terms.iter().filter(|term| !system.place.contains_key(term)) {
                 let (least, most) = self.term_bounds(*term, worth, unit);
                 (low, high) = (low - most, high - least);
             }
@@ -161,22 +165,13 @@ impl Settler<'_> {
             high += missing.most.get(unit);
         }
         if row.doubt.is_some() && worth != Worth::Believed {
-            let slack = system.unknown(row.doubtful().get(unit));
-            system.slack.insert(id, slack);
-            plus.push(slack);
+            plus.push(system.doubt(id, row.doubtful()));
         }
         system.sums.push(Sum { plus, minus, low, high });
     }
 
-    fn add_column(
-        &self,
-        system: &mut System,
-        extras: &mut HashMap<EquationId, usize>,
-        place: &HashMap<UnknownId, usize>,
-        id: EquationId,
-        worth: Worth,
-        unit: Unit,
-    ) {
+    fn add_column(&self, system: &mut System, id: EquationId) {
+        let (worth, unit) = (system.worth, system.unit);
         let column = &self.store[id];
         if !column.ever_fed {
             return;
@@ -184,7 +179,7 @@ impl Settler<'_> {
         let (mut low, mut high) = self.bounds(column, worth, unit);
         let mut plus = Vec::new();
         for &term in &column.terms {
-            match place.get(&term) {
+            match system.place.get(&term) {
                 Some(&index) => plus.push(index),
                 None => {
                     // Not of this component: what is known of it from its own equation.
@@ -194,17 +189,18 @@ impl Settler<'_> {
                 }
             }
         }
-        // Numbers that agree prove nothing about what is in no equation of its endpoint.
-        let is_doubted = worth != Worth::Believed || column.terms.iter().any(|&term| self.is_lone(term));
+        // Numbers that agree prove nothing about what is in no equation of its endpoint, if it can be another endpoint's.
+        let mut chains = column.terms.iter().map(|&term| &self.store[term].chain);
+        let is_of_many = chains.next().is_some_and(|first| chains.any(|chain| chain != first));
+        let is_unproven = is_of_many && column.terms.iter().any(|&term| self.is_lone(term));
+        let is_doubted = worth != Worth::Believed || is_unproven;
         if let Some(missing) = column.missing
             && is_doubted
         {
             high += missing.most.get(unit);
         }
-        if column.doubt.is_some() && worth != Worth::Believed {
-            let extra = system.unknown(column.doubtful().get(unit));
-            extras.insert(id, extra);
-            plus.push(extra);
+        if column.doubt.is_some() && is_doubted {
+            plus.push(system.doubt(id, column.doubtful()));
         }
         system.sums.push(Sum { plus, minus: vec![], low: low.max(0), high });
     }
@@ -221,17 +217,8 @@ impl Settler<'_> {
 
     /// What all rows hold together is what all columns hold together, but for what is doubtful. Single sums do not see
     /// this: it tells that the rows are right where it is open how to split them.
-    #[allow(clippy::too_many_arguments, reason = "the parts of the system that it is about")]
-    fn balance(
-        &self,
-        system: &System,
-        extras: &HashMap<EquationId, usize>,
-        component: &Component,
-        rows: &[EquationId],
-        place: &HashMap<UnknownId, usize>,
-        worth: Worth,
-        unit: Unit,
-    ) -> Option<Sum> {
+    fn balance(&self, system: &System, component: &Component, rows: &[EquationId]) -> Option<Sum> {
+        let &System { worth, unit, ref place, .. } = system;
         let is_whole = |equation: &Equation| equation.missing.is_none() || worth == Worth::Believed;
         let mut sum = Sum::default();
         for &id in rows {
@@ -257,7 +244,7 @@ impl Settler<'_> {
             let elsewhere = column.terms.iter().filter(|term| !place.contains_key(term));
             let elsewhere: i128 = elsewhere.map(|&term| self.term_bounds(term, worth, unit).1).sum();
             sum.low -= self.bounds(column, worth, unit).0 - elsewhere;
-            sum.minus.extend(extras.get(&id));
+            sum.minus.extend(system.slack.get(&id));
         }
         for (i, &id) in component.unknowns.iter().enumerate() {
             let unknown = &self.store[id];

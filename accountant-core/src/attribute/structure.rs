@@ -88,17 +88,14 @@ impl Attributor {
     pub(super) fn adopt<'a>(&mut self, chains: impl IntoIterator<Item = &'a Arc<Chain>>, blind: Blind) {
         let (mut endpoints, mut shared) = (Vec::new(), Vec::new());
         for chain in chains {
+            let known = self.endpoints.get(&chain.name).map(|program| &program.chain);
+            let known = known.or(self.shared.get(&chain.name).map(|shared| &shared.chain));
+            if known.is_some_and(|known| known.same_rules(chain)) {
+                continue;
+            }
             match ChainKind::of(&chain.name) {
-                ChainKind::Endpoint { endpoint, .. } => {
-                    if self.endpoints.get(&chain.name).is_none_or(|known| !known.chain.same_rules(chain)) {
-                        endpoints.push((chain, endpoint));
-                    }
-                }
-                kind if kind.is_shared() => {
-                    if self.shared.get(&chain.name).is_none_or(|known| !known.chain.same_rules(chain)) {
-                        shared.push((chain, kind));
-                    }
-                }
+                ChainKind::Endpoint { endpoint, .. } => endpoints.push((chain, endpoint)),
+                kind if kind.is_shared() => shared.push((chain, kind)),
                 _ => {}
             }
         }

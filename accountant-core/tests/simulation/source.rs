@@ -140,7 +140,8 @@ fn read_while(kernel: &mut Kernel, chains: &[ChainName], late: &[Late]) -> BTree
     let mut packets = schedule(kernel, late).into_iter().peekable();
     let mut values: BTreeMap<ChainName, Vec<Counter>> = BTreeMap::new();
     let legacy = kernel.backend.is_legacy();
-    let cpus: Vec<_> = if legacy { (0..CPUS).map(|cpu| cpu..cpu + 1).collect() } else { vec![0..CPUS] };
+    let at_once = if legacy { 1 } else { CPUS };
+    let cpus: Vec<_> = (0..CPUS).step_by(at_once).map(|cpu| cpu..cpu + at_once).collect();
     let mut now = 0;
     for cpus in cpus {
         for name in chains {

@@ -39,13 +39,20 @@ impl Structure {
                 let clear = items.iter().all(|item| self.deciders(t, item).len() <= 1);
                 for (k, item) in items.iter().enumerate() {
                     let last = silent && k + 1 == items.len();
-                    self.learn_item(slot, direction, t, item, last, clear);
+                    self.learn_item((slot, direction), t, item, last, clear);
                 }
             }
         }
     }
 
-    fn learn_item(&mut self, slot: usize, d: Direction, tier: usize, item: &Item, last: bool, clear: bool) {
+    fn learn_item(
+        &mut self,
+        (slot, d): (usize, Direction),
+        tier: usize,
+        item: &Item,
+        last: bool,
+        clear: bool,
+    ) {
         let deciders = self.deciders(tier, item);
         let denies = deciders.iter().filter(|(_, action)| *action == PolicyAction::Deny).count();
         self.mixed |= denies > 0 && denies < deciders.len();
