@@ -34,7 +34,7 @@ mod world;
 
 use fate::Aim;
 use kernel::Backend;
-use laws::Law::{self, Accounts, Bounded, Complete, NoDenies, Rest, Sums};
+use laws::Law::{self, Accounts};
 use proptest::collection::vec;
 use proptest::sample::select;
 use proptest::strategy::Strategy;
@@ -57,7 +57,7 @@ fn check(backends: &[Backend], aim: Aim, mix: Mix, todo: &[Law]) {
 fn run_cases<S: Strategy>(cases: &S, law: impl Fn(S::Value) -> Result<(), String>) {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let mut config = Config { failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
-    config.cases = number("PROPTEST_CASES").map_or(60, |cases| cases as u32);
+    config.cases = number("PROPTEST_CASES").map_or(200, |cases| cases as u32);
     config.rng_seed = RngSeed::Fixed(number("SIMULATION_SEED").unwrap_or(1));
     match TestRunner::new(config).run(cases, |case| law(case).map_err(TestCaseError::fail)) {
         Err(TestError::Fail(broken, _)) => panic!("{broken}"),
@@ -72,48 +72,50 @@ fn still_reads_of_rules_that_stay() {
 
 #[test]
 fn reads_under_traffic_of_rules_that_stay() {
-    check(&ALL, Aim::Anything, Mix { late: true, ..Mix::default() }, &[Accounts, Sums, Complete]);
+    check(&ALL, Aim::Anything, Mix { late: true, ..Mix::default() }, &[]);
 }
 
 #[test]
 fn nftables_hands_over_what_rewritten_rules_counted() {
     let mix = Mix { edits: 8, ..Mix::default() };
-    check(&NFT, Aim::Anything, mix, &[Accounts, Sums, Complete, Bounded]);
+    check(&NFT, Aim::Anything, mix, &[]);
 }
 
 #[test]
 fn nftables_rewrites_under_traffic() {
     let mix = Mix { edits: 8, late: true, ..Mix::default() };
-    check(&NFT, Aim::Anything, mix, &[Accounts, Sums, Complete, Bounded]);
+    check(&NFT, Aim::Anything, mix, &[]);
 }
 
 #[test]
 fn legacy_loses_only_what_came_since_the_last_reading() {
     let mix = Mix { edits: 8, ..Mix::default() };
-    check(&[Backend::Legacy], Aim::Anything, mix, &[Accounts, Sums]);
+    check(&[Backend::Legacy], Aim::Anything, mix, &[]);
 }
 
 #[test]
 fn legacy_rewrites_under_traffic() {
     let mix = Mix { edits: 8, late: true, ..Mix::default() };
-    check(&[Backend::Legacy], Aim::Anything, mix, &[Accounts, Sums, Complete, Bounded]);
+    check(&[Backend::Legacy], Aim::Anything, mix, &[]);
 }
 
 #[test]
 fn dips_lose_nothing() {
     let mix = Mix { dips: 3, late: true, ..Mix::default() };
-    check(&[Backend::Legacy], Aim::Anything, mix, &[Accounts, Sums, Complete]);
+    check(&[Backend::Legacy], Aim::Anything, mix, &[]);
 }
 
 #[test]
 fn a_late_agent_believes_a_history_that_adds_up() {
-    check(&ALL, Aim::Anything, Mix { restarts: 2, ..Mix::default() }, &[Sums, Complete]);
+    check(&ALL, Aim::Anything, Mix { restarts: 2, ..Mix::default() }, &[]);
 }
 
 #[test]
 fn a_late_agent_doubts_a_history_of_rewrites() {
     let mix = Mix { restarts: 2, edits: 6, late: true, ..Mix::default() };
-    check(&ALL, Aim::Anything, mix, &[Accounts, Sums, Complete, Bounded]);
+    // One history in some hundreds: rules rewritten before the first sight settled, and what another endpoint had done
+    // and lost is charged.
+    check(&ALL, Aim::Anything, mix, &[Accounts]);
 }
 
 /// All that can happen.
@@ -121,17 +123,17 @@ const WILD: Mix = Mix { edits: 5, wipes: 2, dips: 1, losses: 2, restarts: 1, lat
 
 #[test]
 fn accepted_packets_alone_make_no_denies_in_legacy() {
-    check(&[Backend::Legacy], Aim::Accepted, WILD, &[Accounts, Sums, Complete, Bounded]);
+    check(&[Backend::Legacy], Aim::Accepted, WILD, &[]);
 }
 
 #[test]
 fn accepted_packets_alone_make_no_denies_in_nftables() {
-    check(&NFT, Aim::Accepted, WILD, &[NoDenies, Accounts, Sums, Complete, Bounded, Rest]);
+    check(&NFT, Aim::Accepted, WILD, &[]);
 }
 
 #[test]
 fn whatever_happens_nothing_is_invented() {
-    check(&ALL, Aim::Anything, WILD, &[Accounts, Sums, Complete, Bounded, Rest]);
+    check(&ALL, Aim::Anything, WILD, &[]);
 }
 
 /// Endpoints that share a group, and one member that decides about all packets between two readings: that is as exact as

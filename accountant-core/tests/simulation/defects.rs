@@ -1,4 +1,4 @@
-//! Scenes in which the core broke a law, each as small as it gets. What is ignored is still broken.
+//! Scenes in which the core once broke a law, each as small as it gets.
 
 use crate::felix::{endpoint_chain, item_chain, policy_chain};
 use crate::kernel::Backend::{Legacy, Native, NftWhole};
