@@ -110,6 +110,7 @@ fn show_without_a_datastore() {
         let namespace = load(&capture);
         let mut found = lines(&show(&namespace, &[]), &FAMILIES);
         found.retain(|line, _| line.contains(" pod="));
+        assert_eq!(of_scrape(&scrape(&start(&namespace, &[]))), found, "{capture:?} as a scrape");
         // The interface stands in for the pod; the rules name the policies.
         let mut wanted = expected(&capture);
         for account in wanted["accounts"].as_array_mut().unwrap() {
