@@ -337,6 +337,7 @@ fn invalid_environment_values() {
         ("METRICS_SERVER_PORT", "99999"),
         ("MINIMUM_COUNTER", "-1"),
         ("DATASTORE_TYPE", "consul"),
+        ("FELIX_INTERFACEPREFIX", "cali,,x"),
         ("ACCOUNTANT_COMPAT_METRICS", "perhaps"),
         ("ACCOUNTANT_LOG_FORMAT", "xml"),
         ("ACCOUNTANT_LOG", "a=b=c"),

@@ -209,15 +209,17 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Felix takes the same: names of interfaces, separated by commas.
 fn prefixes(text: &str) -> Result<String, String> {
+    if are_prefixes(text) { Ok(text.to_string()) } else { Err(format!("write {PREFIXES}")) }
+}
+
+const PREFIXES: &str = "prefixes of 1 to 15 letters, digits, _ or -, separated by commas";
+
+fn are_prefixes(text: &str) -> bool {
     let is_prefix = |prefix: &str| {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         (1..=15).contains(&prefix.len()) && prefix.chars().all(fits)
     };
-    if text.split(',').all(is_prefix) {
-        Ok(text.to_string())
-    } else {
-        Err("write prefixes of 1 to 15 letters, digits, _ or -, separated by commas".into())
-    }
+    text.split(',').all(is_prefix)
 }
 
 /// Shorter intervals would read more often than the kernel can be asked.
@@ -318,6 +320,9 @@ impl NameArgs {
             Some((around.variable(name)?, Origin::Variable(name.into())))
         };
         let prefix = flag.or_else(variable).filter(|(prefix, _)| !prefix.trim().is_empty());
+        if let Some((value, origin)) = prefix.clone().filter(|(prefix, _)| !are_prefixes(prefix)) {
+            return Err(ConfigError::Value { value, origin, wanted: PREFIXES });
+        }
         Ok(Names {
             datastore,
             node: node::name(self.node_name.as_deref(), around),
