@@ -68,7 +68,7 @@ impl Settler<'_> {
         };
         for &row in &rows {
             let equation = &self.store[row];
-            let low = equation.low(self.in_flight);
+            let low = equation.low();
             if component.rows.contains(&row) && !equation.is_helper() {
                 self.charge(row, component, known, (low - equation.settled).at_least_zero());
             }
@@ -105,7 +105,7 @@ impl Settler<'_> {
         if !column.ever_fed {
             return;
         }
-        let (low, high) = (column.low(self.in_flight), column.high(self.snapshot));
+        let (low, high) = (column.low(), column.high(self.snapshot));
         let before = |&term: &UnknownId| -> Amount {
             let unknown = &self.store[term];
             let rows = unknown.rows.iter().map(|&row| &self.store[row]);

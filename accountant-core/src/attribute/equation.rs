@@ -88,8 +88,10 @@ pub(crate) struct Equation {
     pub(crate) last: Sides,
     /// The reading before `last`.
     pub(crate) before: Sides,
-    /// The greatest difference of any reading before the latest.
+    /// The greatest difference of any reading before the latest, less what can have been between two rules.
     pub(crate) floor: Amount,
+    /// How many packets can have been between two rules at the latest reading.
+    pub(crate) in_flight: u32,
     /// How much of it is accounted for.
     pub(crate) settled: Amount,
     /// Whether rules feed it, and whether they ever did.
@@ -122,6 +124,7 @@ impl Equation {
             last: Sides::default(),
             before: Sides::default(),
             floor: Amount::ZERO,
+            in_flight: 0,
             settled: Amount::ZERO,
             fed: false,
             ever_fed: false,
@@ -144,9 +147,8 @@ impl Equation {
         self.role == Role::Column
     }
 
-    /// What it surely holds between the last two readings, since the first one. `in_flight` is how many packets can be
-    /// between two rules while counters are read.
-    pub(crate) fn low(&self, in_flight: u64) -> Amount {
+    /// What it surely holds between the last two readings, since the first one.
+    pub(crate) fn low(&self) -> Amount {
         if !self.minus_terms.is_empty() {
             // It can fall, so that no reading but the last two tells of it.
             return self.last.plus - self.now.minus;
@@ -154,11 +156,16 @@ impl Equation {
         if !self.fed || !self.is_difference {
             return self.last.difference();
         }
+        self.floor
+    }
+
+    /// What packets that are between two rules can make a difference too large by, in the reading that is latest now.
+    fn passing(&self) -> Amount {
         let longest = match self.relation {
             Relation::Verdict(_) | Relation::Failsafe => LONGEST_PACKET,
             _ => LONGEST_DATAGRAM,
         };
-        self.floor - Amount { packets: in_flight.into(), bytes: i128::from(in_flight) * longest }
+        Amount { packets: self.in_flight.into(), bytes: i128::from(self.in_flight) * longest }
     }
 
     /// The most it can hold between the last two readings, since the first one.
@@ -195,22 +202,24 @@ impl Equation {
     }
 
     /// Starts a new reading, once a snapshot.
-    pub(crate) fn begin_reading(&mut self, snapshot: u64) {
+    ///
+    /// `in_flight` is how many packets can be between two rules while counters are read.
+    pub(crate) fn begin_reading(&mut self, snapshot: u64, in_flight: u32) {
         if self.read_in != snapshot {
+            self.floor = self.floor.max(self.now.difference() - self.passing());
+            self.in_flight = in_flight;
             self.read_before = self.read_in;
             self.read_in = snapshot;
             (self.before, self.last) = (self.last, self.now);
-            self.floor = self.floor.max(self.now.difference());
         }
     }
 
     /// Doubts what came between the reading before and the next one.
-    pub(crate) fn doubts(&mut self, blame: Blame, refutable: bool, in_flight: u64, snapshot: u64) {
+    pub(crate) fn doubts(&mut self, blame: Blame, refutable: bool, snapshot: u64) {
         self.unusable |= !self.minus_terms.is_empty();
         // Endpoints may have been read before the shared chain that they call, so that they can have lost what it told
         // of at the last reading.
-        let low =
-            if self.is_column() { self.before.difference() } else { self.low(in_flight).at_least_zero() };
+        let low = if self.is_column() { self.before.difference() } else { self.low().at_least_zero() };
         let from = low.max(self.settled);
         let old = self.doubt;
         self.doubt = Some(Doubt {

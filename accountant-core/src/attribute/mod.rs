@@ -66,7 +66,7 @@ pub struct Attributor {
     /// Number of the current snapshot.
     snapshot: u64,
     /// How many packets can be between two rules while counters are read.
-    in_flight: u64,
+    in_flight: u32,
     names_version: u64,
 }
 
@@ -132,7 +132,7 @@ impl Attributor {
     /// Takes a snapshot and says what it means.
     pub fn apply(&mut self, snapshot: &Snapshot, index: &Index) -> Attribution {
         self.snapshot += 1;
-        self.in_flight = snapshot.in_flight.into();
+        self.in_flight = snapshot.in_flight;
         let mut attribution = Attribution::default();
         let blind = self.look_ahead(snapshot);
         for retired in &snapshot.retired {
@@ -222,10 +222,10 @@ impl Attributor {
         };
         for feed in feeds {
             let equation = &mut self.store[feed.equation];
-            equation.begin_reading(self.snapshot);
+            equation.begin_reading(self.snapshot, self.in_flight);
             if !column && feed.is_doubtful(delta, blind) {
                 if feed.is_difference() {
-                    equation.doubts(blind.blame(), blind.refutable, self.in_flight, self.snapshot);
+                    equation.doubts(blind.blame(), blind.refutable, self.snapshot);
                 } else if equation.is_helper() {
                     equation.misses(Amount::UNBOUNDED, blind.refutable);
                 }
@@ -241,9 +241,9 @@ impl Attributor {
 
     /// Endpoints can have come and gone, and rules can have counted and been lost, whose packets are in the sums.
     fn doubt_columns(&mut self, blind: Blind) {
-        let (in_flight, snapshot) = (self.in_flight, self.snapshot);
+        let snapshot = self.snapshot;
         for column in self.store.equations_mut().filter(|equation| equation.is_column()) {
-            column.doubts(blind.blame(), blind.refutable, in_flight, snapshot);
+            column.doubts(blind.blame(), blind.refutable, snapshot);
             if blind.gap {
                 column.misses(Amount::UNBOUNDED, false);
             }
@@ -252,13 +252,13 @@ impl Attributor {
 
     /// Counters were reset: others may have been too, and be past their old values again.
     fn doubt_all(&mut self, blame: Blame) {
-        let (in_flight, snapshot) = (self.in_flight, self.snapshot);
+        let snapshot = self.snapshot;
         for equation in self.store.equations_mut() {
             if equation.is_column() || equation.is_helper() {
                 equation.misses(Amount::UNBOUNDED, false);
             }
             if equation.is_column() || equation.is_difference {
-                equation.doubts(blame, false, in_flight, snapshot);
+                equation.doubts(blame, false, snapshot);
             }
         }
     }

@@ -20,9 +20,9 @@ const PATIENCE: u32 = 6;
 
 /// Posts what follows from all equations.
 pub(super) fn settle(table: &mut Attributor, out: &mut Attribution) {
-    let Attributor { store, snapshot, in_flight, id, .. } = table;
-    let (snapshot, in_flight, source) = (*snapshot, *in_flight, id.source);
-    let mut settler = Settler { store, snapshot, in_flight, source, out };
+    let Attributor { store, snapshot, id, .. } = table;
+    let (snapshot, source) = (*snapshot, id.source);
+    let mut settler = Settler { store, snapshot, source, out };
     for equation in settler.store.equations_mut() {
         equation.end_doubt(snapshot);
     }
@@ -36,7 +36,6 @@ pub(super) fn settle(table: &mut Attributor, out: &mut Attribution) {
 pub(super) struct Settler<'a> {
     pub(super) store: &'a mut Store,
     pub(super) snapshot: u64,
-    pub(super) in_flight: u64,
     pub(super) source: Source,
     pub(super) out: &'a mut Attribution,
 }

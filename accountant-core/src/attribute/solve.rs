@@ -132,7 +132,7 @@ impl Settler<'_> {
     fn bounds(&self, equation: &Equation, worth: Worth, unit: Unit) -> (i128, i128) {
         match worth {
             Worth::Moving => {
-                let low = equation.low(self.in_flight) - equation.settled;
+                let low = equation.low() - equation.settled;
                 let high = equation.high(self.snapshot) - equation.settled;
                 (low.get(unit), high.get(unit))
             }

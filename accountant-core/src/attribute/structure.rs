@@ -256,7 +256,7 @@ impl Attributor {
                 if added == before.contains(&(id, added)) {
                     equation.misses(Amount::UNBOUNDED, false);
                 } else {
-                    equation.doubts(Blame::Elsewhere, false, self.in_flight, self.snapshot);
+                    equation.doubts(Blame::Elsewhere, false, self.snapshot);
                 }
             }
         }
@@ -300,12 +300,12 @@ impl Attributor {
             }
             let (in_flight, snapshot) = (self.in_flight, self.snapshot);
             let equation = &mut self.store[feed.equation];
-            equation.begin_reading(snapshot);
+            equation.begin_reading(snapshot, in_flight);
             if blind.unseen {
                 match equation.is_column() {
                     true => equation.misses(Amount::UNBOUNDED, blind.refutable),
                     false if feed.is_difference() => {
-                        equation.doubts(Blame::Nobody(Cause::Rewrite), false, in_flight, snapshot);
+                        equation.doubts(Blame::Nobody(Cause::Rewrite), false, snapshot);
                     }
                     false => {}
                 }
