@@ -211,6 +211,10 @@ impl Engine {
             status.resets += told.resets;
         }
         if !report.asked {
+            if told.unsettled {
+                // What a rewrite put in doubt is in doubt up to the next reading: the sooner, the less.
+                self.begin_tick();
+            }
             return;
         }
         if let Some(tick) = &mut self.tick {
