@@ -132,7 +132,7 @@ impl Settler<'_> {
     }
 
     /// What was posted of the terms of a row since it was last settled.
-    fn claimed(&self, row: EquationId) -> Amount {
+    pub(super) fn claimed(&self, row: EquationId) -> Amount {
         let posted = |terms: &[UnknownId]| -> Amount { terms.iter().map(|&t| self.store[t].posted).sum() };
         let row = &self.store[row];
         posted(&row.terms) - posted(&row.minus_terms)
@@ -159,10 +159,8 @@ impl Settler<'_> {
             (None, _) => Amount::ZERO,
         };
         let terms: Vec<_> = row.terms.iter().copied().filter(|&term| !self.store[term].guessed).collect();
-        let is_open = |term: &UnknownId| {
-            let place = component.unknowns.iter().position(|u| u == term);
-            place.zip(known).is_some_and(|(place, known)| known.high[place] != known.low[place])
-        };
+        let is_open =
+            |&term: &UnknownId| known.is_some_and(|known| self.is_undecided(component, known, term));
         let open: Vec<_> = row.terms.iter().copied().filter(is_open).collect();
         let key_of_doubtful = match row.doubt.map(|doubt| doubt.blame) {
             Some(Blame::Nobody(cause)) => Some(Key::Unattributed(self.source, cause)),
@@ -173,6 +171,12 @@ impl Settler<'_> {
         self.post_some(key_of_doubtful, doubtful);
         self.post_some(Some(self.one_of(&open)), left - doubtful);
         left - elsewhere
+    }
+
+    /// Whether the numbers leave open how much an unknown is.
+    pub(super) fn is_undecided(&self, component: &Component, known: &Known, term: UnknownId) -> bool {
+        let place = component.unknowns.iter().position(|&unknown| unknown == term);
+        place.is_some_and(|place| known.high[place] != known.low[place])
     }
 
     fn post_some(&mut self, key: Option<Key>, amount: Amount) {

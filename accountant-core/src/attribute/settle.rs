@@ -8,6 +8,7 @@
 use super::amount::Amount;
 use super::equation::Role;
 use super::program::{Outcome, Place};
+use super::solve::Known;
 use super::store::{EquationId, Store, UnknownId};
 use super::{Attribution, Attributor};
 use crate::Counter;
@@ -161,7 +162,9 @@ impl Settler<'_> {
                 self.claim(unknown, low);
             }
         }
-        match (quiet, patient) {
+        // A processor can stand still with a packet between two rules, so that all seems to rest: it goes on sooner or later.
+        let explained = || known.as_ref().is_some_and(|known| self.explains(component, known));
+        match (quiet && (!patient || explained()), patient) {
             (true, _) => self.close_at_rest(component, known.as_ref()),
             (false, false) => self.close_moving(component, known.as_ref()),
             (false, true) => self.wait(component),
@@ -175,6 +178,17 @@ impl Settler<'_> {
         rows.clone().all(|row| row.waited < PATIENCE)
             || rows.clone().any(|row| !row.minus_terms.is_empty())
             || all.any(|equation| equation.doubt.is_some_and(|doubt| doubt.to.is_none()))
+    }
+
+    /// Whether everything in the rows of a component can have been done by their terms.
+    fn explains(&self, component: &Component, known: &Known) -> bool {
+        component.rows.iter().all(|&row| {
+            let equation = &self.store[row];
+            let is_accounted = equation.role != Role::Counts || equation.unusable || equation.doubt.is_some();
+            is_accounted
+                || !(equation.rest() - self.claimed(row)).any_positive()
+                || equation.terms.iter().any(|&term| self.is_undecided(component, known, term))
+        })
     }
 
     /// Asks for another reading, with the shared chains in it.
