@@ -206,13 +206,17 @@ impl Engine {
             status.note(&report.poll, SystemTime::now());
             status.cpu += report.cpu;
         }
+        let missed = report
+            .poll
+            .as_ref()
+            .is_ok_and(|poll| poll.notes.contains(&accountant_dataplane::source::Note::MissedRewrite));
         let told = report.poll.map(|poll| self.books.take(&poll)).unwrap_or_default();
         if let Some(status) = self.sources.get_mut(&source) {
             status.resets += told.resets;
         }
         if !report.asked {
-            if told.unsettled {
-                // What a rewrite put in doubt is in doubt up to the next reading: the sooner, the less.
+            if missed {
+                // What was missed puts all in doubt up to the next reading: the sooner, the less.
                 self.begin_tick();
             }
             return;
