@@ -21,6 +21,7 @@ mod table;
 mod wakeup;
 mod watching;
 mod whole;
+mod whole_reads;
 
 use crate::in_place::CannotHere;
 use crate::source::{How, Note, Poll, RuleSource, SourceError, TablePoll, Wanted, in_flight, now};
@@ -330,46 +331,6 @@ impl IptablesLegacy {
         let gone = novelty.gone;
         let gap = missed || too_late;
         Ok(Some(Snapshot { retired, chains, gone, gap, may_dip: !sure, at: now(), ..Snapshot::default() }))
-    }
-
-    /// Reads tables whole, to be looked into soon.
-    fn grab_all(&mut self, ids: Vec<TableId>, how: Circumstance, poll: &mut Poll) {
-        for id in ids {
-            match self.grab(id, how) {
-                Ok(grabbed) => self.grabbed.extend(grabbed),
-                Err(error) => poll.tables.push(TablePoll { id, snapshot: Err(error) }),
-            }
-        }
-    }
-
-    /// Looks into all that was read, and goes on reading what is rewritten meanwhile.
-    fn digest_all(&mut self, wanted: &Wanted, poll: &mut Poll) {
-        while let Some(grabbed) = self.grabbed.pop_front() {
-            let id = grabbed.id;
-            match self.digest(&grabbed, wanted) {
-                Ok(Some(snapshot)) => poll.tables.push(TablePoll { id, snapshot: Ok(snapshot) }),
-                Ok(None) => {}
-                Err(error) => poll.tables.push(TablePoll { id, snapshot: Err(error) }),
-            }
-            self.whole.take_back(grabbed.blob);
-            self.look();
-            self.grab_what_is_over(poll);
-        }
-        self.get_ready_to_watch();
-        if self.in_place.as_ref().is_some_and(|in_place| in_place.reason().is_none()) {
-            // The next whole read is when rules change.
-            self.whole.release();
-        }
-    }
-
-    /// Reads tables whose rewrite is over, before the next one comes.
-    fn grab_what_is_over(&mut self, poll: &mut Poll) {
-        let over = self.rewrites.over();
-        if !over.is_empty() && self.grabbed.len() < MOST_GRABBED {
-            let lock = self.lock.try_shared().ok().flatten();
-            let how = if lock.is_some() { Circumstance::Locked } else { Circumstance::Over };
-            self.grab_all(over, how, poll);
-        }
     }
 
     /// Waits for the lock, and sees meanwhile what those do who have it.
