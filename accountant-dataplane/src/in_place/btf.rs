@@ -16,6 +16,8 @@ const UNION: u32 = 5;
 const ALIASES: [u32; 5] = [8, 9, 10, 11, 18];
 /// No chain of aliases is that long.
 const MAX_ALIASES: u32 = 32;
+/// How many members are looked at for one field; structures that contain themselves many times are endless.
+const MAX_STEPS: u32 = 1 << 18;
 /// No structure is nested that deep.
 const MAX_DEPTH: u32 = 16;
 
@@ -84,7 +86,8 @@ impl<'a> Btf<'a> {
 
     /// Where a field is, by the name of its structure and a path like `nf.hooks_ipv4`.
     pub fn place(&self, structure: &str, path: &str) -> Option<Place> {
-        self.structures(structure).find_map(|head| self.along(head, path, MAX_DEPTH))
+        let mut steps = MAX_STEPS;
+        self.structures(structure).find_map(|head| self.along(head, path, MAX_DEPTH, &mut steps))
     }
 
     /// The size of a structure.
@@ -101,25 +104,26 @@ impl<'a> Btf<'a> {
         }
     }
 
-    fn along(&self, head: Head<'a>, path: &str, depth: u32) -> Option<Place> {
+    fn along(&self, head: Head<'a>, path: &str, depth: u32, steps: &mut u32) -> Option<Place> {
         let depth = depth.checked_sub(1)?;
         let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
         for number in 0..head.members as usize {
+            *steps = steps.checked_sub(1)?;
             let member = head.rest.get(number * 12..number * 12 + 12)?;
             let offset = word(member, 8)?;
             let (bit, bits) = if head.with_bits { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
             let inner = || self.structure(word(member, 4)?);
             let found = match word(member, 0)? {
                 // Members of what has no name count as the structure's own.
-                0 => inner().and_then(|inner| self.along(inner, path, depth)),
+                0 => inner().and_then(|inner| self.along(inner, path, depth, steps)),
                 this if self.is_named(this, name) => match rest {
                     None => return Some(Place { bit, bits }),
-                    Some(rest) => inner().and_then(|inner| self.along(inner, rest, depth)),
+                    Some(rest) => inner().and_then(|inner| self.along(inner, rest, depth, steps)),
                 },
                 _ => None,
             };
             if let Some(place) = found {
-                return Some(Place { bit: bit + place.bit, ..place });
+                return Some(Place { bit: bit.checked_add(place.bit)?, ..place });
             }
         }
         None
@@ -275,5 +279,8 @@ mod tests {
         // A structure that contains itself.
         let endless = file(&[&[1, info(4, 1), 8, 0, 1, 0]], "\0a\0");
         assert_eq!(Btf::parse(&endless, None).unwrap().place("a", "x"), None);
+        // Offsets whose sum is too large.
+        let far = file(&[&[1, info(4, 1), 8, 0, 2, u32::MAX], &[0, info(4, 1), 8, 3, 0, 1]], "\0a\0x\0");
+        assert_eq!(Btf::parse(&far, None).unwrap().place("a", "x"), None);
     }
 }
