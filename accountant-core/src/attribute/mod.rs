@@ -206,7 +206,7 @@ impl Attributor {
         let gap = !first && (snapshot.gap || (lost && self.id.source == Source::Nftables));
         let unseen = first || gap || lost || changed;
         let blind = Blind { unseen, refutable: first || !(lost || gap), gap, first };
-        self.arriving = Arriving::of(snapshot, self.marks);
+        self.arriving = Arriving::of(snapshot, &self.shared, self.marks);
         self.widen();
         blind
     }

@@ -62,10 +62,13 @@ pub(super) struct Arriving {
 }
 
 impl Arriving {
-    pub(super) fn of(snapshot: &Snapshot, marks: Marks) -> Self {
+    /// Chains that are as they are known tell nothing new.
+    pub(super) fn of(snapshot: &Snapshot, known: &HashMap<ChainName, Shared>, marks: Marks) -> Self {
         let mut arriving = Self::default();
         let retired = snapshot.retired.iter().map(|retired| &retired.chain);
-        for chain in retired.chain(snapshot.chains.iter().map(|reading| &reading.chain)) {
+        let all = retired.chain(snapshot.chains.iter().map(|reading| &reading.chain));
+        let is_new = |chain: &&Arc<Chain>| known.get(&chain.name).is_none_or(|k| !k.chain.same_rules(chain));
+        for chain in all.filter(is_new) {
             match ChainKind::of(&chain.name) {
                 ChainKind::Group(_) => {
                     let members = group_members(chain).into_iter().map(|member| member.chain).collect();
