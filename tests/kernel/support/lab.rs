@@ -6,6 +6,8 @@ use accountant_lab::policy::Rule;
 use accountant_lab::scenario::{NODE_NAME, Scenario};
 use accountant_lab::traffic::Flooded;
 use accountant_lab::{Agent, Node};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
 use std::net::IpAddr;
 
 /// A node without rules, and its manifests.
@@ -24,6 +26,13 @@ impl Lab {
     /// What tells the agent about the node and its manifests.
     pub fn arguments(&self) -> [&str; 4] {
         ["--manifests", self.manifests.path().to_str().unwrap(), "--node-name", NODE_NAME]
+    }
+
+    /// Takes the xtables lock as a writer would; its path goes with it.
+    pub fn hold_lock(&self) -> (Flock<File>, String) {
+        let path = self.node.host().lock_file();
+        let held = Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusive).unwrap();
+        (held, path.display().to_string())
     }
 
     /// Starts the agent with these arguments more.
