@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The folder of the workspace.
 pub(crate) fn root() -> PathBuf {
@@ -61,9 +61,13 @@ impl Program {
 
     /// Runs it and returns what it prints.
     pub(crate) fn output(mut self) -> Result<String> {
-        let output = self.0.output().with_context(|| format!("starting {:?}", self.0.get_program()))?;
+        let output = self
+            .0
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("starting {:?}", self.0.get_program()))?;
         if !output.status.success() {
-            bail!("{:?} failed: {}\n{}", self.0, output.status, String::from_utf8_lossy(&output.stderr));
+            bail!("{:?} failed: {}", self.0, output.status);
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

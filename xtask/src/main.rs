@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod fuzz;
 mod setup;
+mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -30,7 +31,7 @@ enum Command {
     Demo(demo::Args),
     /// Run all tests.
     Test {
-        /// Arguments for `cargo test`.
+        /// Arguments for `cargo test`: then these tests only.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -55,13 +56,13 @@ fn main() -> Result<()> {
         Command::Setup => setup::everything(),
         Command::Build => build(),
         Command::Demo(args) => demo::run(&args),
-        Command::Test { arguments } => test(&arguments),
+        Command::Test { arguments } => test::run(&arguments),
         Command::Bench { arguments } => bench(&arguments),
         Command::Docs => docs(),
         Command::Lint => lint(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Ci => {
-            test(&[])?;
+            test::run(&[])?;
             lint()?;
             fuzz::run(&fuzz::Args::default())
         }
@@ -72,14 +73,6 @@ fn build() -> Result<()> {
     setup::toolchain()?;
     say("building target/release/accountant");
     cargo(&["build", "--release", "--package", "accountant-agent", "--bin", "accountant"]).run()
-}
-
-fn test(arguments: &[String]) -> Result<()> {
-    setup::everything()?;
-    say("running all tests");
-    // Tests make namespaces and load rules; what they share, like the number of CPUs, is not for many at once.
-    cargo(&["test", "--workspace", "--all-targets"]).args(arguments).run()?;
-    cargo(&["test", "--workspace", "--doc"]).run()
 }
 
 fn bench(arguments: &[String]) -> Result<()> {

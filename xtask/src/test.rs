@@ -1,0 +1,103 @@
+//! Running all tests, in two lanes.
+//!
+//! Tests of datastores wait for servers most of the time, those of the kernel keep processors busy. One test binary after
+//! the other, as `cargo test` does it, costs the sum of both; here each kind has a lane.
+
+use crate::command::{cargo, say};
+use crate::setup;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Instant;
+
+/// What has a lane of its own: test binaries of which this is the package or the name.
+const WAITS_FOR_SERVERS: [&str; 2] = ["accountant-datastore", "datastores"];
+
+/// Runs all tests, or what the arguments ask of `cargo test`.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    setup::everything()?;
+    if !arguments.is_empty() {
+        return cargo(&["test", "--workspace", "--all-targets"]).args(arguments).run();
+    }
+    say("building all tests");
+    let (servers, kernel): (Vec<Binary>, Vec<Binary>) =
+        binaries()?.into_iter().partition(Binary::waits_for_servers);
+    say("running all tests: those with servers aside, what they say comes at the end");
+    let aside = thread::spawn(move || servers.iter().map(Binary::run_aside).collect::<Result<Vec<_>>>());
+    let mut failed = Vec::new();
+    for binary in &kernel {
+        if !binary.command().status()?.success() {
+            failed.push(binary.name.clone());
+        }
+    }
+    let aside = aside.join().map_err(|_| anyhow::anyhow!("the lane of tests with servers panicked"))??;
+    for (name, said, passed) in aside {
+        println!("{said}");
+        if !passed {
+            failed.push(name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("tests failed in: {}", failed.join(", "));
+    }
+    cargo(&["test", "--workspace", "--doc"]).run()
+}
+
+/// A test binary that cargo built.
+struct Binary {
+    name: String,
+    package: PathBuf,
+    executable: PathBuf,
+}
+
+/// Builds all test binaries.
+fn binaries() -> Result<Vec<Binary>> {
+    let format = "--message-format=json-render-diagnostics";
+    let messages = cargo(&["test", "--workspace", "--all-targets", "--no-run", format]).output()?;
+    let mut binaries = Vec::new();
+    for line in messages.lines() {
+        let message: Value = serde_json::from_str(line).with_context(|| format!("cargo said: {line}"))?;
+        if message["profile"]["test"] == true {
+            binaries.extend(Binary::of(&message));
+        }
+    }
+    if binaries.is_empty() {
+        bail!("cargo built no test binaries");
+    }
+    Ok(binaries)
+}
+
+impl Binary {
+    /// From cargo's message about an artifact; none if it is not to be run.
+    fn of(artifact: &Value) -> Option<Self> {
+        Some(Self {
+            name: artifact["target"]["name"].as_str()?.into(),
+            package: Path::new(artifact["manifest_path"].as_str()?).parent()?.into(),
+            executable: artifact["executable"].as_str()?.into(),
+        })
+    }
+
+    fn waits_for_servers(&self) -> bool {
+        let package = self.package.file_name().unwrap_or_default();
+        WAITS_FOR_SERVERS.iter().any(|name| self.name == *name || package == *name)
+    }
+
+    /// As `cargo test` would run it.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command.current_dir(&self.package).env("CARGO_MANIFEST_DIR", &self.package);
+        command
+    }
+
+    /// Runs it and keeps what it says: its name, that, and whether it passed.
+    fn run_aside(&self) -> Result<(String, String, bool)> {
+        let begun = Instant::now();
+        let output = self.command().output().with_context(|| format!("running {}", self.name))?;
+        let said =
+            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+        say(&format!("{} ended after {} s", self.name, begun.elapsed().as_secs()));
+        Ok((self.name.clone(), said, output.status.success()))
+    }
+}
