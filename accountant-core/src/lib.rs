@@ -24,6 +24,7 @@ pub mod reconcile;
 pub mod rule;
 pub mod snapshot;
 pub mod view;
+pub mod watch;
 
 pub use counter::Counter;
 pub use id::{ChainName, Direction, Interface, IpVersion, Table};
