@@ -1,26 +1,12 @@
 //! A Kubernetes API server with its etcd in one process: `tests/apiserver`, built with Go once and kept.
-//!
-//! The binary is kept in the user's cache, under a hash of its sources and of Go's version: a clean build folder does not
-//! cost the minutes that it takes.
 
+use crate::go::{self, Unavailable};
 use crate::process::{Process, first_line};
-use crate::root;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use tempfile::TempDir;
-
-/// Oldest Go that builds it: major and minor.
-const OLDEST_GO: (u32, u32) = (1, 24);
-/// What the binary is made of.
-const SOURCES: [&str; 4] = ["build.sh", "go.mod", "go.sum", "main.go"];
-
-/// Why there is no API server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unavailable(pub String);
 
 /// What the server tells when it is ready.
 #[derive(Clone, Debug, Deserialize)]
@@ -143,62 +129,5 @@ fn start(
 
 /// The server's program, built if it is not there yet.
 pub fn binary() -> Result<std::result::Result<PathBuf, Unavailable>> {
-    let version = match Command::new("go").arg("version").output() {
-        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
-        Err(error) => return Ok(Err(Unavailable(format!("needs Go to build the API server: {error}")))),
-    };
-    if parse(&version).is_none_or(|version| version < OLDEST_GO) {
-        let (major, minor) = OLDEST_GO;
-        return Ok(Err(Unavailable(format!(
-            "needs Go {major}.{minor} or newer, this is {}",
-            version.trim()
-        ))));
-    }
-    let sources = root().join("tests/apiserver");
-    let mut hash = Sha256::new_with_prefix(&version);
-    for source in SOURCES {
-        hash.update(fs::read(sources.join(source)).with_context(|| source.to_string())?);
-    }
-    let hash: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    let cache = cache()?;
-    fs::create_dir_all(&cache)?;
-    let binary = cache.join(format!("apiserver-{hash}"));
-    // Tests of several programs may come here at once.
-    let lock = File::create(cache.join("apiserver.lock"))?;
-    lock.lock()?;
-    if !binary.exists() {
-        eprintln!("building the API server for tests with {}: once, for some minutes", version.trim());
-        let unfinished = binary.with_extension("unfinished");
-        let status = Command::new(sources.join("build.sh")).arg(&unfinished).status()?;
-        if !status.success() {
-            bail!("building the API server failed: {status}");
-        }
-        fs::rename(unfinished, &binary)?;
-    }
-    Ok(Ok(binary))
-}
-
-/// Major and minor of `go version go1.26.3 linux/amd64`.
-fn parse(version: &str) -> Option<(u32, u32)> {
-    let mut numbers = version.split_whitespace().nth(2)?.strip_prefix("go")?.split('.');
-    let minor = numbers.clone().nth(1)?;
-    let minor = minor.split(|character: char| !character.is_ascii_digit()).next()?;
-    Some((numbers.next()?.parse().ok()?, minor.parse().ok()?))
-}
-
-fn cache() -> Result<PathBuf> {
-    let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let folder = own.or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")?;
-    Ok(folder.join("calico-packet-accountant"))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn go_tells_its_version() {
-        assert_eq!(super::parse("go version go1.26.8 linux/amd64\n"), Some((1, 26)));
-        assert_eq!(super::parse("go version go1.25rc1 linux/amd64\n"), Some((1, 25)));
-        assert_eq!(super::parse("nonsense"), None);
-    }
+    go::built("apiserver")
 }

@@ -1,4 +1,5 @@
-//! Real servers for tests: etcd as Debian packages it, and a Kubernetes API server that is built with Go.
+//! Real servers and tools for tests: etcd and Prometheus as Debian packages them; a Kubernetes API server, helm and kustomize
+//! that are built with Go.
 //!
 //! All of it is on loopback with free ports and in temporary folders, and ends with the test, however that ends.
 
@@ -7,11 +8,15 @@
 mod apiserver;
 mod certificates;
 mod etcd;
+mod go;
+mod platform;
 mod process;
 
-pub use apiserver::{ApiServer, Unavailable, binary};
+pub use apiserver::{ApiServer, binary};
 pub use certificates::Certificates;
 pub use etcd::Etcd;
+pub use go::Unavailable;
+pub use platform::{output, platform, promtool};
 
 use std::path::{Path, PathBuf};
 
