@@ -10,7 +10,7 @@ mod fuzz;
 mod setup;
 mod test;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use command::{cargo, say};
 
@@ -41,8 +41,10 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Write what is generated in docs/metrics.md.
+    /// Write what is generated in docs.
     Docs,
+    /// Write what is generated in deploy: plain manifests, the PrometheusRule. Needs Go.
+    Deploy,
     /// Formatting and lints, as errors.
     Lint,
     /// Fuzz every decoder for a while.
@@ -59,6 +61,7 @@ fn main() -> Result<()> {
         Command::Test { arguments } => test::run(&arguments),
         Command::Bench { arguments } => bench(&arguments),
         Command::Docs => docs(),
+        Command::Deploy => deploy(),
         Command::Lint => lint(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Ci => {
@@ -88,14 +91,28 @@ fn bench(arguments: &[String]) -> Result<()> {
     cargo(&["run", "--release", "--quiet", "--package", "accountant-bench", "--"]).args(&arguments).run()
 }
 
-/// A test compares the document with the table of metrics, and writes it when asked to.
+/// Tests compare documents with what they are made from, and write them when asked to: package, kind of test, name.
+const DOCUMENTS: [(&str, &[&str], &str); 2] = [
+    ("accountant-agent", &["--lib"], "export::prometheus::docs::the_document_is_made_from_the_table"),
+    ("accountant-deploy", &["--test", "rules"], "the_table_of_the_document_is_made_from_the_rules"),
+];
+
 fn docs() -> Result<()> {
     setup::toolchain()?;
-    say("writing docs/metrics.md");
-    let only = "export::prometheus::docs::the_document_is_made_from_the_table";
-    cargo(&["test", "--quiet", "--package", "accountant-agent", "--lib", "--", "--exact", only])
-        .env("ACCOUNTANT_REWRITE", "1")
-        .run()
+    say("writing what is generated in docs");
+    for (package, kind, name) in DOCUMENTS {
+        let arguments = [&["test", "--quiet", "--package", package], kind, &["--", "--exact", name]].concat();
+        cargo(&arguments).env("ACCOUNTANT_REWRITE", "1").run()?;
+    }
+    Ok(())
+}
+
+fn deploy() -> Result<()> {
+    match accountant_rigs::platform()? {
+        Ok(tools) => accountant_deploy::write(&tools)?.iter().for_each(|file| say(&format!("wrote {file}"))),
+        Err(accountant_rigs::Unavailable(reason)) => bail!("it {reason}"),
+    }
+    Ok(())
 }
 
 fn lint() -> Result<()> {

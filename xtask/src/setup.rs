@@ -27,18 +27,19 @@ pub(crate) fn everything() -> Result<()> {
     for (package, wanted) in UNPACKED {
         unpack(package, wanted)?;
     }
-    api_server()
+    go_programs()
 }
 
-/// The Kubernetes API server that tests use. Without Go, those tests say that they were not run.
-fn api_server() -> Result<()> {
-    match accountant_rigs::binary()? {
-        Ok(_) => Ok(()),
-        Err(accountant_rigs::Unavailable(reason)) => {
-            say(&format!("without tests of the Kubernetes datastore: it {reason}"));
-            Ok(())
+/// The Kubernetes API server, helm and kustomize, which tests use. Without Go, those tests say that they were not run.
+fn go_programs() -> Result<()> {
+    let server = ("the Kubernetes datastore", accountant_rigs::binary()?);
+    let platform = ("the Helm chart", accountant_rigs::platform()?);
+    for (of_what, program) in [server, platform] {
+        if let Err(accountant_rigs::Unavailable(reason)) = program {
+            say(&format!("without tests of {of_what}: it {reason}"));
         }
     }
+    Ok(())
 }
 
 /// What building needs: compilers, rust-src and bpf-linker.
