@@ -63,6 +63,20 @@ fields! {
     chain_rules,
     /// `nft_chain.name`, a pointer.
     chain_name,
+    /// `nft_chain.blob_gen_0`: the rules that packets see in even generations; those of odd ones are in the next word.
+    chain_blob,
+    /// `nft_rule_blob.data`: the rules, one behind the other.
+    blob_data,
+    /// The bit of `nft_rule_dp.is_last` in its first eight bytes, behind which the expressions are.
+    packed_last_shift,
+    /// How far `nft_rule_dp.handle` is from the lowest bit there.
+    packed_handle_shift,
+    /// How many bits it has.
+    packed_handle_bits,
+    /// The same of `nft_rule_dp.dlen`.
+    packed_dlen_shift,
+    /// How many bits it has.
+    packed_dlen_bits,
     /// `nft_table.chains`, a list head.
     nft_chains,
     /// `nft_table.name`, a pointer.
@@ -185,6 +199,30 @@ pub struct WalkedRule {
 }
 
 const _: () = assert!(size_of::<WalkedRule>() == 24);
+
+/// A rule as packets see it, in the memory that a chain has for them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackedRule {
+    /// Where it begins: eight bytes with its handle.
+    pub head_at: u64,
+    /// What they are.
+    pub head: u64,
+    /// Where the per-CPU pointer to its counter stands; zero if it has none.
+    pub counter_at: u64,
+    /// That pointer.
+    pub counter: u64,
+    /// Where its chain has the pointer to that memory, for even generations.
+    pub chain_at: u64,
+    /// That pointer, in the present generation.
+    pub blob: u64,
+    /// The number that the agent gave to its chain.
+    pub chain: u32,
+    /// Nothing.
+    pub padding: u32,
+}
+
+const _: () = assert!(size_of::<PackedRule>() == 56);
 
 /// The per-CPU offsets: what has to be added to a per-CPU pointer to get the address on a processor.
 #[repr(C)]

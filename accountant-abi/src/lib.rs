@@ -7,6 +7,7 @@
 
 pub mod in_place;
 pub mod rewrites;
+pub mod verdict;
 
 /// Packets and bytes of one direction on one CPU.
 ///

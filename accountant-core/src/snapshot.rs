@@ -4,6 +4,7 @@
 //! in it; a shared chain is in it when the source read it this time.
 
 use crate::rule::Chain;
+use crate::watch::ChainVerdicts;
 use crate::{ChainName, Counter, IpVersion, Table};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,15 @@ pub struct Retired {
     pub finals: Vec<(usize, Counter)>,
 }
 
+/// What the programs in the kernel saw of a table's chains, read before and after its counters.
+#[derive(Clone, Debug, Default)]
+pub struct Around {
+    /// Before the first counter was read.
+    pub before: Vec<ChainVerdicts>,
+    /// After the last one was.
+    pub after: Vec<ChainVerdicts>,
+}
+
 /// One reading of a table.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -77,4 +87,6 @@ pub struct Snapshot {
     pub in_flight: u32,
     /// When it was taken, on any monotonic clock.
     pub at: Duration,
+    /// What the programs in the kernel saw, if there are any.
+    pub verdicts: Option<Around>,
 }

@@ -39,6 +39,12 @@ pub fn stamp_in(net: u64, which: &Which) -> Option<Stamp> {
     Some(Stamp { net, private, size, number })
 }
 
+/// Where the table of the caller's network namespace has the pointer to what it is.
+#[inline(always)]
+pub fn place(which: &Which) -> Option<u64> {
+    Some(find(net_of_current()?, which)? + field!(table_private))
+}
+
 #[inline(always)]
 fn find(net: u64, which: &Which) -> Option<u64> {
     let hooks = if which.family == IPV6 { field!(net_hooks_ipv6) } else { field!(net_hooks_ipv4) };

@@ -3,6 +3,7 @@
 //! The one place for `unsafe` in user space. Each module is one kernel interface, small enough to be read beside the
 //! kernel header that it cites; bytes are handed out raw and are decoded, bounds checked, in `accountant-dataplane`.
 
+pub mod bpf;
 pub mod mapping;
 pub mod scratch;
 pub mod xtables;

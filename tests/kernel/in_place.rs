@@ -4,6 +4,7 @@ use accountant_core::rule::RuleId;
 use accountant_core::snapshot::TableId;
 use accountant_core::{ChainName, Counter, IpVersion};
 use accountant_dataplane::iptables_legacy::{IptablesLegacy, Settings};
+use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::nftables::Nftables;
 use accountant_dataplane::source::How;
 use accountant_dataplane::{Poll, RuleSource, Wanted};
@@ -135,7 +136,7 @@ fn equal_at_rest_and_under_traffic(
 }
 
 fn nftables(_: &Node, in_place: bool) -> Box<dyn RuleSource> {
-    Box::new(Nftables::with(in_place).unwrap())
+    Box::new(Nftables::with(in_place, Programs::new(false)).unwrap())
 }
 
 #[test]

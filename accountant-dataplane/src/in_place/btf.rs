@@ -12,6 +12,7 @@ const MAGIC: u16 = 0xeb9f;
 const HEADER: usize = 24;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const ENUM: u32 = 6;
 /// Typedef, volatile, const, restrict and type tags: names for another type.
 const ALIASES: [u32; 5] = [8, 9, 10, 11, 18];
 /// No chain of aliases is that long.
@@ -30,6 +31,17 @@ pub enum BtfError {
     /// A type does not fit, or is of a kind that is not known.
     #[error("type {0} is cut short or of an unknown kind")]
     Type(u32),
+}
+
+/// Kinds of types that are asked for by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A structure.
+    Struct = 4,
+    /// Another name for a type; tracepoints are known by one.
+    Typedef = 8,
+    /// A function.
+    Function = 12,
 }
 
 /// Where a field is in its structure.
@@ -88,6 +100,28 @@ impl<'a> Btf<'a> {
     pub fn place(&self, structure: &str, path: &str) -> Option<Place> {
         let mut steps = MAX_STEPS;
         self.structures(structure).find_map(|head| self.along(head, path, MAX_DEPTH, &mut steps))
+    }
+
+    /// The number of a type of the kernel itself, by its name.
+    pub fn number(&self, kind: Kind, name: &str) -> Option<u32> {
+        let own = self.begins.iter().zip(self.first..).find_map(|(&at, number)| {
+            let head = head(self.types, at as usize)?;
+            (head.kind == kind as u32 && self.is_named(head.name, name)).then_some(number)
+        });
+        self.base.map_or(own, |base| base.number(kind, name))
+    }
+
+    /// The value that has this name in an enumeration.
+    pub fn value(&self, enumeration: &str, name: &str) -> Option<u32> {
+        let heads = self.begins.iter().filter_map(|&at| head(self.types, at as usize));
+        let mut heads = heads.filter(|head| head.kind == ENUM && self.is_named(head.name, enumeration));
+        let own = heads.find_map(|head| {
+            (0..head.members as usize).find_map(|member| {
+                let is_it = self.is_named(word(head.rest, 8 * member)?, name);
+                word(head.rest, 8 * member + 4).filter(|_| is_it)
+            })
+        });
+        own.or_else(|| self.base?.value(enumeration, name))
     }
 
     /// The size of a structure.

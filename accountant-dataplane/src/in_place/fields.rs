@@ -30,8 +30,16 @@ impl Rules {
 
 /// Looks up where all fields are that reading these rules needs.
 pub(crate) fn fields(rules: Rules) -> Result<Fields, CannotHere> {
+    with_types(rules.module(), |types| find(types, rules))
+}
+
+/// Looks something up in the types of the kernel and of one of its modules.
+pub(crate) fn with_types<T>(
+    module: &str,
+    look_up: impl FnOnce(&Btf<'_>) -> Result<T, CannotHere>,
+) -> Result<T, CannotHere> {
     let file = |name: &str| format!("{FOLDER}/{name}");
-    let (kernel, module) = (file("vmlinux"), file(rules.module()));
+    let (kernel, module) = (file("vmlinux"), file(module));
     let bytes = std::fs::read(&kernel).map_err(|error| CannotHere::types(&kernel, error))?;
     let base = Btf::parse(&bytes, None).map_err(|error| (kernel.as_str(), error))?;
     let module_bytes = std::fs::read(&module).ok();
@@ -39,7 +47,7 @@ pub(crate) fn fields(rules: Rules) -> Result<Fields, CannotHere> {
         Some(bytes) => Some(Btf::parse(bytes, Some(&base)).map_err(|error| (module.as_str(), error))?),
         None => None,
     };
-    find(split.as_ref().unwrap_or(&base), rules)
+    look_up(split.as_ref().unwrap_or(&base))
 }
 
 fn find(types: &Btf<'_>, rules: Rules) -> Result<Fields, CannotHere> {
@@ -67,8 +75,8 @@ fn find(types: &Btf<'_>, rules: Rules) -> Result<Fields, CannotHere> {
     Ok(fields)
 }
 
-struct Lookup<'a> {
-    types: &'a Btf<'a>,
+pub(crate) struct Lookup<'a> {
+    pub(crate) types: &'a Btf<'a>,
 }
 
 impl Lookup<'_> {
@@ -139,6 +147,7 @@ impl Lookup<'_> {
         fields.chain_list = self.byte("nft_chain", "list")?;
         fields.chain_rules = self.byte("nft_chain", "rules")?;
         fields.chain_name = self.byte("nft_chain", "name")?;
+        self.packed_rules(fields);
         fields.nft_chains = self.byte("nft_table", "chains")?;
         fields.nft_name = self.byte("nft_table", "name")?;
         (fields.nft_family, fields.nft_family_shift, fields.nft_family_bits) =
@@ -162,13 +171,33 @@ impl Lookup<'_> {
         Ok(())
     }
 
+    /// Where rules are as packets see them (Linux 5.17); all zero in kernels that have them elsewhere.
+    fn packed_rules(&self, fields: &mut Fields) {
+        let found = || -> Result<Fields, CannotHere> {
+            let mut found = Fields { chain_blob: self.byte("nft_chain", "blob_gen_0")?, ..*fields };
+            found.blob_data = self.byte("nft_rule_blob", "data")?;
+            let (last, dlen) = (self.bits("nft_rule_dp", "is_last")?, self.bits("nft_rule_dp", "dlen")?);
+            let handle = self.bits("nft_rule_dp", "handle")?;
+            found.packed_last_shift = last.1;
+            (found.packed_handle_shift, found.packed_handle_bits) = (handle.1, handle.2);
+            (found.packed_dlen_shift, found.packed_dlen_bits) = (dlen.1, dlen.2);
+            let beside = self.byte("nft_chain", "blob_gen_1")? == found.chain_blob + 8;
+            let packed = [last.0, dlen.0, handle.0, last.2] == [0, 0, 0, 1];
+            let behind = self.byte("nft_rule_dp", "data")? == 8;
+            if beside && packed && behind { Ok(found) } else { Err(CannotHere::NotYet) }
+        };
+        if let Ok(found) = found() {
+            *fields = found;
+        }
+    }
+
     fn place(&self, structure: &str, path: &str) -> Result<Place, CannotHere> {
         let missing = || CannotHere::NoField(format!("{structure}.{path}"));
         self.types.place(structure, path).ok_or_else(missing)
     }
 
     /// A field that begins with a byte.
-    fn byte(&self, structure: &str, path: &str) -> Result<u32, CannotHere> {
+    pub(crate) fn byte(&self, structure: &str, path: &str) -> Result<u32, CannotHere> {
         let place = self.place(structure, path)?;
         if place.bit % 8 != 0 || place.bits != 0 {
             return Err(CannotHere::NoField(format!("{structure}.{path} at a whole byte")));

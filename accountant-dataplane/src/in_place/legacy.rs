@@ -27,7 +27,7 @@ pub(crate) struct LegacyReader(Reader);
 
 impl LegacyReader {
     pub(crate) fn load() -> Result<Self, CannotHere> {
-        let programs = ["find_legacy", "resolve_legacy", "read_legacy"];
+        let programs = ["find_legacy", "locate_legacy", "resolve_legacy", "read_legacy"];
         Ok(Self(Reader::load(Rules::Legacy, &programs, &[])?))
     }
 
@@ -42,6 +42,18 @@ impl LegacyReader {
             }
             _ => None,
         })
+    }
+
+    /// Where the kernel says what the table is, and where rules are behind what it says.
+    pub(crate) fn locate(&self, id: TableId) -> Result<Option<(u64, u64)>, CannotHere> {
+        let outcome = self.0.run("locate_legacy", &which(id))?;
+        let place = self.0.addresses().next().filter(|_| outcome == Outcome::Done);
+        Ok(place.map(|place| (place, u64::from(self.0.fields.info_entries))))
+    }
+
+    /// Whether rules have pointers to their counters, as they have where there is more than one processor.
+    pub(crate) fn has_pointers(&self) -> bool {
+        self.0.cpus > 1
     }
 
     /// The per-CPU pointers of the counters at these offsets.

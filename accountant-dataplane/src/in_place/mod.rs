@@ -8,7 +8,7 @@
 //! [`Outcome`], and nothing of it is handed out.
 
 pub mod btf;
-mod fields;
+pub(crate) mod fields;
 pub(crate) mod legacy;
 pub(crate) mod nft;
 pub mod reason;
@@ -16,7 +16,7 @@ pub(crate) mod rewrites;
 
 pub use reason::CannotHere;
 
-use accountant_abi::in_place::{CAPACITY, MAX_CPUS, Outcome};
+use accountant_abi::in_place::{CAPACITY, Fields, MAX_CPUS, Outcome};
 use accountant_sys::mapping::Mapping;
 use aya::maps::Map;
 use aya::programs::{ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun};
@@ -39,6 +39,8 @@ struct Reader {
     stamp: Mapping,
     /// How many processors' counters are summed.
     cpus: u32,
+    /// Where things are in this kernel.
+    fields: Fields,
 }
 
 /// How many values of single processors are read in one run.
@@ -82,7 +84,7 @@ impl Reader {
         let capacity = CAPACITY as usize;
         let (addresses, sums, stamp) =
             (map("ADDRESSES", capacity)?, map("SUMS", 2 * capacity)?, map("STAMP", 3)?);
-        let mut reader = Self { ebpf, addresses, sums, stamp, cpus };
+        let mut reader = Self { ebpf, addresses, sums, stamp, cpus, fields };
         reader.learn(&possible)?;
         Ok(reader)
     }
@@ -155,7 +157,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint, 
     ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
 }
 
-fn mapping(ebpf: &Ebpf, name: &str, words: usize) -> std::io::Result<Mapping> {
+pub(crate) fn mapping(ebpf: &Ebpf, name: &str, words: usize) -> std::io::Result<Mapping> {
     let (Some(Map::Array(map)), Some(words)) = (ebpf.map(name), NonZeroUsize::new(words)) else {
         return Err(std::io::ErrorKind::NotFound.into());
     };
@@ -163,7 +165,7 @@ fn mapping(ebpf: &Ebpf, name: &str, words: usize) -> std::io::Result<Mapping> {
 }
 
 /// An error with all that it comes of.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -6,17 +6,23 @@
 
 use super::fields::Rules;
 use super::{CannotHere, Reader};
-use accountant_abi::in_place::{CAPACITY, CHAIN_NAME, ChainKeyName, MAX_CHAINS, Outcome, WalkedRule};
+use accountant_abi::in_place::{
+    CAPACITY, CHAIN_NAME, ChainKeyName, MAX_CHAINS, Outcome, PackedRule, WalkedRule,
+};
 use accountant_core::{Counter, IpVersion};
 use accountant_sys::mapping::Mapping;
 use aya::maps::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// Words of a rule as packets see it.
+const PACKED_WORDS: usize = size_of::<PackedRule>() / 8;
 
 /// Reads tables of the calling thread's network namespace.
 #[derive(Debug)]
 pub(crate) struct NftReader {
     reader: Reader,
     walked: Mapping,
+    packed: Mapping,
     /// The chains that walks look into, in the order of their numbers.
     wanted: Vec<String>,
     /// Address of the kernel's operations of counters, once a walk has found them.
@@ -25,10 +31,11 @@ pub(crate) struct NftReader {
 
 impl NftReader {
     pub(crate) fn load() -> Result<Self, CannotHere> {
-        let maps = [("WANTED", MAX_CHAINS), ("WALKED", CAPACITY)];
-        let reader = Reader::load(Rules::Nftables, &["walk_nft", "read_nft"], &maps)?;
+        let maps = [("WANTED", MAX_CHAINS), ("WALKED", CAPACITY), ("PACKED", CAPACITY)];
+        let reader = Reader::load(Rules::Nftables, &["walk_nft", "walk_packed", "read_nft"], &maps)?;
         let walked = reader.map("WALKED", 3 * CAPACITY as usize)?;
-        Ok(Self { reader, walked, wanted: Vec::new(), counter_ops: 0 })
+        let packed = reader.map("PACKED", PACKED_WORDS * CAPACITY as usize)?;
+        Ok(Self { reader, walked, packed, wanted: Vec::new(), counter_ops: 0 })
     }
 
     /// Chooses the chains that walks look into. Rules are told with the number that their chain has here.
@@ -62,6 +69,64 @@ impl NftReader {
         ip_version: IpVersion,
         table: &str,
     ) -> Result<Result<Vec<WalkedRule>, Outcome>, CannotHere> {
+        let count = match self.walk_by("walk_nft", ip_version, table)? {
+            Ok(count) => count,
+            Err(outcome) => return Ok(Err(outcome)),
+        };
+        let rules = self.walked.words().chunks_exact(3).take(count);
+        let rule = |words: &[std::sync::atomic::AtomicU64]| WalkedRule {
+            handle: words[0].load(Relaxed),
+            counter: words[1].load(Relaxed),
+            chain: words[2].load(Relaxed) as u32,
+            padding: 0,
+        };
+        Ok(Ok(rules.map(rule).collect()))
+    }
+
+    /// Walks a table: the rules of the wanted chains as packets see them, and where the generation's bit is.
+    pub(crate) fn walk_packed(
+        &mut self,
+        ip_version: IpVersion,
+        table: &str,
+    ) -> Result<Result<(u64, Vec<PackedRule>), Outcome>, CannotHere> {
+        if self.reader.fields.blob_data == 0 {
+            return Err(CannotHere::NoField("nft_rule_blob".into()));
+        }
+        let count = match self.walk_by("walk_packed", ip_version, table)? {
+            Ok(count) => count,
+            Err(outcome) => return Ok(Err(outcome)),
+        };
+        let cursor = self.reader.stamp.words()[0].load(Relaxed);
+        let rules = self.packed.words().chunks_exact(PACKED_WORDS).take(count);
+        let rule = |words: &[std::sync::atomic::AtomicU64]| {
+            let word = |index: usize| words[index].load(Relaxed);
+            PackedRule {
+                head_at: word(0),
+                head: word(1),
+                counter_at: word(2),
+                counter: word(3),
+                chain_at: word(4),
+                blob: word(5),
+                chain: word(6) as u32,
+                padding: 0,
+            }
+        };
+        Ok(Ok((cursor, rules.map(rule).collect())))
+    }
+
+    /// The handle of a rule as packets see it.
+    pub(crate) fn handle(&self, rule: &PackedRule) -> u64 {
+        let fields = &self.reader.fields;
+        rule.head >> fields.packed_handle_shift & ((1 << fields.packed_handle_bits) - 1)
+    }
+
+    /// Runs a program that walks. Returns how many rules it found.
+    fn walk_by(
+        &mut self,
+        program: &str,
+        ip_version: IpVersion,
+        table: &str,
+    ) -> Result<Result<usize, Outcome>, CannotHere> {
         let mut name = [0; 8];
         for (to, from) in name.iter_mut().zip(table.bytes()) {
             *to = from;
@@ -72,21 +137,13 @@ impl NftReader {
             IpVersion::V6 => 10,
         };
         let arguments = [family, u64::from_ne_bytes(name), self.counter_ops];
-        let outcome = self.reader.run("walk_nft", &arguments)?;
+        let outcome = self.reader.run(program, &arguments)?;
         if outcome != Outcome::Done {
             return Ok(Err(outcome));
         }
         let stamp = self.reader.stamp.words();
         self.counter_ops = stamp[1].load(Relaxed);
-        let count = (stamp[2].load(Relaxed) >> 32) as usize;
-        let rules = self.walked.words().chunks_exact(3).take(count);
-        let rule = |words: &[std::sync::atomic::AtomicU64]| WalkedRule {
-            handle: words[0].load(Relaxed),
-            counter: words[1].load(Relaxed),
-            chain: words[2].load(Relaxed) as u32,
-            padding: 0,
-        };
-        Ok(Ok(rules.map(rule).collect()))
+        Ok(Ok((stamp[2].load(Relaxed) >> 32) as usize))
     }
 
     /// Forgets what counters are like: they were not found.

@@ -106,6 +106,8 @@ pub struct DecodedChain {
     /// The chain.
     pub chain: Arc<Chain>,
     counters: Vec<u32>,
+    /// Where Felix' hashes are in the blob, rule by rule; zero for none.
+    hashes: Vec<u32>,
     /// Number of the entry that its first rule is.
     first: usize,
 }
@@ -113,7 +115,7 @@ pub struct DecodedChain {
 impl DecodedChain {
     #[cfg(test)]
     pub(super) fn new(chain: Arc<Chain>, counters: Vec<u32>, first: usize) -> Self {
-        Self { chain, counters, first }
+        Self { chain, counters, hashes: Vec::new(), first }
     }
 
     /// Number of the entry that a rule of the chain is, counted over the whole table.
@@ -124,6 +126,11 @@ impl DecodedChain {
     /// Where its rules' counters are in the blob, rule by rule.
     pub fn offsets(&self) -> &[u32] {
         &self.counters
+    }
+
+    /// Where the text of a rule's hash is in the blob.
+    pub fn hash_offset(&self, rule: usize) -> Option<u32> {
+        self.hashes.get(rule).copied().filter(|&offset| offset != 0)
     }
 
     /// The counters of its rules in a blob of the same fingerprint.
@@ -195,7 +202,7 @@ pub fn decode(
 ) -> Result<DecodedTable, BlobError> {
     let starts = chain_starts(blob, layout)?;
     let mut chains = Vec::new();
-    let mut current: Option<(ChainName, Vec<Rule>, Vec<u32>, usize)> = None;
+    let mut current: Option<Unfinished> = None;
     let mut count = 0;
     for entry in entries(blob, layout) {
         let entry = entry?;
@@ -203,29 +210,60 @@ pub fn decode(
         if let Some(name) = chain_head(entry) {
             chains.extend(current.take().map(|chain| finish(chain, known)));
             let name = ChainName::from(name);
-            current = ChainKind::of(&name).matters().then(|| (name, Vec::new(), Vec::new(), count));
-        } else if let Some((_, rules, counters, _)) = &mut current {
-            rules.push(rule(entry, layout, &starts)?);
-            counters.push(u32::try_from(entry.offset + layout.counters).unwrap_or(u32::MAX));
+            current = ChainKind::of(&name).matters().then(|| Unfinished::new(name, count));
+        } else if let Some(chain) = &mut current {
+            chain.rules.push(rule(entry, layout, &starts)?);
+            chain.counters.push(u32::try_from(entry.offset + layout.counters).unwrap_or(u32::MAX));
+            chain.hashes.push(hash_of(entry, layout));
         }
     }
     chains.extend(current.take().map(|chain| finish(chain, known)));
     Ok(DecodedTable { chains, entries: count, fingerprint: fingerprint(blob, layout)? })
 }
 
+/// A chain whose end was not seen yet.
+struct Unfinished {
+    name: ChainName,
+    rules: Vec<Rule>,
+    counters: Vec<u32>,
+    hashes: Vec<u32>,
+    first: usize,
+}
+
+impl Unfinished {
+    fn new(name: ChainName, first: usize) -> Self {
+        Self { name, rules: Vec::new(), counters: Vec::new(), hashes: Vec::new(), first }
+    }
+}
+
 /// A user chain ends with a rule that the kernel wants and no user wrote: the unconditional RETURN.
-fn finish(
-    (name, mut rules, mut counters, first): (ChainName, Vec<Rule>, Vec<u32>, usize),
-    known: &HashMap<ChainName, Arc<Chain>>,
-) -> DecodedChain {
+fn finish(unfinished: Unfinished, known: &HashMap<ChainName, Arc<Chain>>) -> DecodedChain {
+    let Unfinished { name, mut rules, mut counters, mut hashes, first } = unfinished;
     rules.pop();
     counters.truncate(rules.len());
+    hashes.truncate(rules.len());
     let chain = Chain::new(name, rules);
     let chain = match known.get(&chain.name) {
         Some(known) if known.same_rules(&chain) => known.clone(),
         _ => Arc::new(chain),
     };
-    DecodedChain { chain, counters, first }
+    DecodedChain { chain, counters, hashes, first }
+}
+
+/// What a comment with Felix' hash begins with.
+const HASH: &str = "cali:";
+
+/// Where the text of the entry's hash is in the blob; zero for none.
+fn hash_of(entry: Entry<'_>, layout: Layout) -> u32 {
+    let mut at = layout.size;
+    while at < entry.target {
+        let Some((name, _, data)) = xtables::split(&entry.bytes[..entry.target], at) else { break };
+        if name == "comment" && xtables::text(data).is_some_and(|text| text.starts_with(HASH)) {
+            return u32::try_from(entry.offset + at + xtables::SIZE + HASH.len()).unwrap_or(0);
+        }
+        at += xtables::SIZE + data.len();
+    }
+    0
 }
 
 /// Where the first rule of each user chain is: behind an entry whose target is ERROR and names the chain.

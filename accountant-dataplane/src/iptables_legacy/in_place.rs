@@ -4,9 +4,12 @@
 //! another one, and when the lock file's news say that somebody may have replaced it twice.
 
 use super::blob::{DecodedChain, DecodedTable};
+use super::watched::{self, HeldTable};
 use crate::in_place::CannotHere;
 use crate::in_place::legacy::LegacyReader;
+use crate::kernel::list::Watched;
 use accountant_abi::in_place::Stamp;
+use accountant_abi::verdict::Proof;
 use accountant_core::snapshot::{Reading, TableId};
 use std::collections::HashMap;
 
@@ -59,6 +62,21 @@ impl InPlace {
             Some(Err(outcome)) => tracing::debug!(?id, ?outcome, "the table is not held"),
             None => {}
         }
+    }
+
+    /// The chains of endpoints of a table that is held, with the rules of each that tell what becomes of a packet.
+    pub(super) fn watched(&mut self, id: TableId, decoded: &DecodedTable) -> Vec<Watched> {
+        let located = self.reader.as_ref().ok().map(|reader| (reader.locate(id), reader.has_pointers()));
+        let located =
+            located.and_then(|(located, pointers)| Some((self.lose_if_refused(located)??, pointers)));
+        let held = self.held.get(&id);
+        let table = held.zip(located).map(|(held, ((at, behind), in_rules))| HeldTable {
+            proof: Proof { at, value: held.stamp.private },
+            rules: held.stamp.private + behind,
+            pointers: &held.pointers,
+            in_rules,
+        });
+        watched::chains(decoded, table.as_ref())
     }
 
     /// Gives a table up.

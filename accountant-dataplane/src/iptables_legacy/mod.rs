@@ -12,13 +12,17 @@
 //!
 //! The filter table is read at every poll, mangle and raw as long as they have chains of host endpoints.
 
+pub use settings::Settings;
+
 pub mod blob;
 mod in_place;
 mod lock;
 mod rewrites;
+mod settings;
 mod settle;
 mod table;
 mod wakeup;
+mod watched;
 mod watching;
 mod whole;
 mod whole_reads;
@@ -34,7 +38,6 @@ use rewrites::{Rewrites, Told};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use table::{KnownTable, Novelty, describe, is_endpoint, layout};
 use wakeup::Wakeup;
@@ -46,30 +49,6 @@ const LEAVE_ALONE: u32 = 30;
 const RETRY: Duration = Duration::from_micros(300);
 /// How many tables may wait to be looked into.
 const MOST_GRABBED: usize = 64;
-
-/// How to read.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The lock file of the xtables tools.
-    pub lock_file: PathBuf,
-    /// How long to wait for the lock before reading without it.
-    pub lock_patience: Duration,
-    /// Whether to read counters in place where that is possible.
-    pub in_place: bool,
-    /// Whether to watch rewrites where that is possible. Only with `in_place`.
-    pub watch_rewrites: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            lock_file: "/run/xtables.lock".into(),
-            lock_patience: Duration::from_secs(2),
-            in_place: true,
-            watch_rewrites: true,
-        }
-    }
-}
 
 /// The source.
 #[derive(Debug)]
@@ -181,6 +160,7 @@ impl IptablesLegacy {
     fn list(&mut self, poll: &mut Poll) -> Result<Vec<TableId>, SourceError> {
         let present = Self::present()?;
         poll.gone.extend(self.tables.keys().filter(|id| !present.contains(id)));
+        poll.gone.iter().for_each(|id| self.settings.programs.watch(*id, Vec::new()));
         self.tables.retain(|id, _| present.contains(id));
         if !present.is_empty() && self.in_place.is_none() {
             self.in_place = Some(InPlace::new(self.settings.in_place));
@@ -322,6 +302,9 @@ impl IptablesLegacy {
                 Some(stamp) => in_place.hold(id, stamp, &known.decoded),
                 None => in_place.give_up(id),
             }
+            if self.settings.programs.wants() {
+                self.settings.programs.watch(id, in_place.watched(id, &known.decoded));
+            }
         }
         self.tables.insert(id, known);
         if !has_endpoints && novelty.gone.is_empty() {
@@ -378,6 +361,7 @@ impl RuleSource for IptablesLegacy {
 
     fn read(&mut self, wanted: &Wanted) -> Result<Poll, SourceError> {
         let (started, before) = (Instant::now(), self.with_endpoints());
+        let seen = self.settings.programs.read();
         self.look();
         let mut poll = Poll::default();
         self.grab_what_is_over(&mut poll);
@@ -402,6 +386,7 @@ impl RuleSource for IptablesLegacy {
             drop(lock);
             self.digest_all(wanted, &mut poll);
         }
+        self.settings.programs.complete(&mut poll.tables, seen);
         Ok(self.finish(poll, started, &before))
     }
 

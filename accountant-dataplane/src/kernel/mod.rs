@@ -1,68 +1,162 @@
 //! Source `kernel`: our own programs in the packet's path.
 //!
-//! So far the traffic of single interfaces, by classifiers on both of their directions. The objects are embedded; nothing is
-//! read from disk, and nothing is pinned: programs and counts go when this value is dropped.
+//! [`Programs`] is the witness that sees of each packet which rules of an endpoint's chain it hit: sources hand it the lists
+//! of rules to watch ([`list`]) and read what it saw around each reading of theirs. [`load`] brings the programs of
+//! `accountant-ebpf/src/verdict` into the kernel, [`witness`] keeps their maps. [`endpoint`] has the traffic of single
+//! interfaces, by classifiers. All objects are embedded; nothing is read from disk.
 
-use crate::SourceError;
-use accountant_abi::{FROM_ENDPOINT, TO_ENDPOINT, Traffic};
-use accountant_core::Counter;
-use aya::maps::PerCpuArray;
-use aya::programs::tc::{self, SchedClassifier, TcAttachType};
-use aya::{Ebpf, include_bytes_aligned};
+mod endpoint;
+mod interfaces;
+mod links;
+pub(crate) mod list;
+mod load;
+mod places;
+mod witness;
 
-/// The object of the programs in `accountant-ebpf/src/endpoint.rs`.
-static ENDPOINT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/endpoint"));
+pub use endpoint::{EndpointCounts, EndpointTraffic};
+pub use witness::Verdicts;
 
-/// Traffic of one interface, counted by our classifiers for as long as this lives.
+use crate::TablePoll;
+use crate::in_place::{CannotHere, reason};
+use accountant_core::snapshot::{Around, TableId};
+use accountant_core::watch::ChainVerdicts;
+use links::LinkNews;
+use list::Watched;
+use load::{Loaded, Sizes};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use witness::Witness;
+
+/// The programs of one network namespace, shared by the sources that read its rules. Nothing is loaded before there is a
+/// chain to watch.
 #[derive(Debug)]
-pub struct EndpointTraffic {
-    ebpf: Ebpf,
+pub struct Programs {
+    state: Arc<Mutex<State>>,
 }
 
-/// What was counted since the programs were attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EndpointCounts {
-    /// Sent to the endpoint.
-    pub to: Counter,
-    /// Sent by the endpoint.
-    pub from: Counter,
+#[derive(Debug)]
+enum State {
+    Off(CannotHere),
+    On {
+        witness: Box<Witness>,
+        /// For as long as the programs are there.
+        _news: Option<LinkNews>,
+    },
 }
 
-impl EndpointTraffic {
-    /// Loads the programs and attaches them to both directions of an interface.
-    pub fn attach(interface: &str) -> Result<Self, SourceError> {
-        let failed = |operation: &'static str, error: String| {
-            SourceError::io(operation, interface, std::io::Error::other(error))
-        };
-        let mut ebpf = Ebpf::load(ENDPOINT).map_err(|e| failed("loading the programs for", e.to_string()))?;
-        // Where there is no tcx (before Linux 6.6) a clsact qdisc is needed; where there is one already, that is fine.
-        let _ = tc::qdisc_add_clsact(interface);
-        for (name, direction) in
-            [("to_endpoint", TcAttachType::Egress), ("from_endpoint", TcAttachType::Ingress)]
-        {
-            let program = ebpf.program_mut(name).ok_or("it is not in the object".to_string());
-            let program = program.map_err(|e| failed("finding a program for", e))?;
-            let program: &mut SchedClassifier = program
-                .try_into()
-                .map_err(|e: aya::programs::ProgramError| failed("finding a program for", e.to_string()))?;
-            program.load().map_err(|e| failed("loading a program for", e.to_string()))?;
-            program
-                .attach(interface, direction)
-                .map_err(|e| failed("attaching a program to", e.to_string()))?;
+impl Programs {
+    /// Programs that are loaded when there is something to watch, or never.
+    pub fn new(wanted: bool) -> Arc<Self> {
+        let reason = if wanted { CannotHere::NotYet } else { CannotHere::TurnedOff };
+        Arc::new(Self { state: Arc::new(Mutex::new(State::Off(reason))) })
+    }
+
+    /// Why there are none; none if there are.
+    pub fn reason(&self) -> Option<CannotHere> {
+        match &*self.lock() {
+            State::Off(reason) => Some(reason.clone()),
+            State::On { .. } => None,
         }
-        Ok(Self { ebpf })
     }
 
-    /// What was counted so far, over all CPUs.
-    pub fn counts(&self) -> Result<EndpointCounts, SourceError> {
-        let failed =
-            |error: String| SourceError::io("reading", "the map TRAFFIC", std::io::Error::other(error));
-        let map = self.ebpf.map("TRAFFIC").ok_or_else(|| failed("it is not in the object".into()))?;
-        let map: PerCpuArray<_, Traffic> = PerCpuArray::try_from(map).map_err(|e| failed(e.to_string()))?;
-        let sum = |index: u32| -> Result<Counter, SourceError> {
-            let values = map.get(&index, 0).map_err(|e| failed(e.to_string()))?;
-            Ok(values.iter().map(|traffic| Counter::new(traffic.packets, traffic.bytes)).sum())
-        };
-        Ok(EndpointCounts { to: sum(TO_ENDPOINT)?, from: sum(FROM_ENDPOINT)? })
+    /// Whether handing over chains is of any use.
+    pub(crate) fn wants(&self) -> bool {
+        matches!(&*self.lock(), State::On { .. } | State::Off(CannotHere::NotYet))
     }
+
+    /// Watches these chains of a table of the calling thread's network namespace, and no others of it.
+    pub(crate) fn watch(&self, table: TableId, chains: Vec<Watched>) {
+        let mut state = self.lock();
+        if matches!(&*state, State::Off(CannotHere::NotYet)) && !chains.is_empty() {
+            *state = self.start(chains.len());
+        }
+        let State::On { witness, .. } = &mut *state else { return };
+        if let Err(reason) = witness.watch(table, chains) {
+            *state = lost(reason);
+        }
+    }
+
+    /// What was seen of each table so far.
+    pub(crate) fn read(&self) -> Verdicts {
+        let mut state = self.lock();
+        let State::On { witness, .. } = &mut *state else { return Verdicts::new() };
+        match witness.read() {
+            Ok(verdicts) => verdicts,
+            Err(reason) => {
+                *state = lost(reason);
+                Verdicts::new()
+            }
+        }
+    }
+
+    /// Adds to each table that was read what was seen of it: before the reading, and up to now.
+    pub(crate) fn complete(&self, tables: &mut [TablePoll], mut before: Verdicts) {
+        let mut after = self.read();
+        for table in tables {
+            let Ok(snapshot) = &mut table.snapshot else { continue };
+            let Some(after) = after.remove(&table.id) else { continue };
+            self.release(&after);
+            snapshot.verdicts = Some(Around { before: before.remove(&table.id).unwrap_or_default(), after });
+        }
+    }
+
+    /// Says that this was handed over: what is closed in it need not be told again.
+    fn release(&self, told: &[ChainVerdicts]) {
+        let mut state = self.lock();
+        let State::On { witness, .. } = &mut *state else { return };
+        if let Err(reason) = witness.release(told) {
+            *state = lost(reason);
+        }
+    }
+
+    fn start(&self, chains: usize) -> State {
+        // For IPv4 and IPv6, of which the first table has just come.
+        match cpus().and_then(|cpus| Witness::start(2 * chains, cpus)) {
+            Ok(witness) => {
+                tracing::info!("programs in the kernel see which policy decides on each packet");
+                State::On { witness: Box::new(witness), _news: self.hear_of_links() }
+            }
+            Err(reason) => {
+                tracing::info!(%reason, "no programs in the kernel: the rules' counters have to do");
+                State::Off(reason)
+            }
+        }
+    }
+
+    fn hear_of_links(&self) -> Option<LinkNews> {
+        let state = Arc::downgrade(&self.state);
+        let news = LinkNews::start(move || {
+            let Some(state) = state.upgrade() else { return };
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if let State::On { witness, .. } = &mut *state {
+                witness.look_for_interfaces();
+            }
+        });
+        news.inspect_err(|error| tracing::warn!(%error, "news of interfaces cannot be heard")).ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Attaches the programs to each place for a moment, and says what came of it.
+pub fn probe() -> Vec<(String, Result<(), CannotHere>)> {
+    let sizes = |cpus| Sizes { slots: 2, lists: 2, paths: 2, cpus };
+    match cpus().and_then(|cpus| Loaded::new(sizes(cpus))) {
+        Ok(mut loaded) => loaded.attach_each(),
+        Err(reason) => vec![("all".into(), Err(reason))],
+    }
+}
+
+fn lost(reason: CannotHere) -> State {
+    tracing::warn!(%reason, "the programs in the kernel are of no use any more");
+    State::Off(reason)
+}
+
+fn cpus() -> Result<u32, CannotHere> {
+    let possible = reason::possible_cpus().map_err(|error| CannotHere::Refused {
+        operation: "asking for the number of processors".into(),
+        error: error.to_string(),
+    })?;
+    Ok(possible.last().map_or(1, |last| last + 1))
 }

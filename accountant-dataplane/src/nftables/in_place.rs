@@ -4,9 +4,11 @@
 //! rules in the same order, each with a counter where there should be one. Anything else is read over netlink.
 
 use super::mirror::{ChainKey, Mirror};
+use super::watched::{self, Lists, PackedTable};
 use crate::in_place::CannotHere;
 use crate::in_place::nft::NftReader;
-use accountant_abi::in_place::WalkedRule;
+use crate::kernel::Programs;
+use accountant_abi::in_place::{PackedRule, WalkedRule};
 use accountant_core::rule::Chain;
 use accountant_core::snapshot::{Reading, TableId};
 use accountant_core::{Counter, IpVersion};
@@ -18,6 +20,7 @@ use std::sync::Arc;
 pub(super) struct InPlace {
     reader: Result<NftReader, CannotHere>,
     held: Option<Held>,
+    programs: Arc<Programs>,
 }
 
 /// The counters of one generation.
@@ -31,8 +34,8 @@ struct Held {
 
 impl InPlace {
     /// Not reading in place, for a reason; [`CannotHere::NotYet`] ends when there is something to read.
-    pub(super) fn off(reason: CannotHere) -> Self {
-        Self { reader: Err(reason), held: None }
+    pub(super) fn off(reason: CannotHere, programs: Arc<Programs>) -> Self {
+        Self { reader: Err(reason), held: None, programs }
     }
 
     /// Why it is not possible.
@@ -69,12 +72,42 @@ impl InPlace {
         self.held.as_ref().map(|held| held.readings(counters))
     }
 
+    /// Lets the programs watch the chains of this generation.
+    fn watch(&mut self, mirror: &Mirror, lists: Lists, names: &[String]) -> Result<(), CannotHere> {
+        let Ok(reader) = &mut self.reader else { return Ok(()) };
+        let chains = watched::chains(&lists);
+        for (table, lists) in lists {
+            let keys: Vec<&ChainKey> = chains.iter().filter(|key| key.table == table).collect();
+            let mut packed = PackedTable::default();
+            if let Some(first) = keys.first()
+                && let Ok((cursor, walked)) = reader.walk_packed(table.ip_version, first.kernel_table())?
+            {
+                packed = PackedTable::new(cursor);
+                let mut by_chain: HashMap<u32, Vec<PackedRule>> = HashMap::new();
+                for rule in walked {
+                    by_chain.entry(rule.chain).or_default().push(rule);
+                }
+                for key in keys {
+                    let number = names.binary_search(&key.kernel_chain()).ok();
+                    let number = number.and_then(|number| u32::try_from(number).ok());
+                    let walked = number.and_then(|number| by_chain.remove(&number)).unwrap_or_default();
+                    let handles: Vec<u64> = walked.iter().map(|rule| reader.handle(rule)).collect();
+                    packed.take(key, mirror, walked, &handles);
+                }
+            }
+            self.programs.watch(table, packed.watched(lists));
+        }
+        Ok(())
+    }
+
     fn walk(&mut self, mirror: &Mirror, generation: u32) -> Result<Option<Held>, CannotHere> {
         let Ok(reader) = &mut self.reader else { return Ok(None) };
         let keys: Vec<&ChainKey> =
             mirror.chains().map(|(key, _)| key).filter(|key| key.is_endpoint()).collect();
         // Chains of both IP versions mostly have the same names.
-        let names: BTreeSet<String> = keys.iter().map(|key| key.kernel_chain()).collect();
+        let mut names: BTreeSet<String> = keys.iter().map(|key| key.kernel_chain()).collect();
+        let lists = self.programs.wants().then(|| watched::lists(mirror));
+        names.extend(lists.iter().flat_map(watched::chains).map(|key| key.kernel_chain()));
         let names: Vec<String> = names.into_iter().collect();
         reader.want(&names)?;
         let tables: BTreeSet<(IpVersion, &str)> =
@@ -103,6 +136,9 @@ impl InPlace {
                 reader.forget_counters();
                 return Ok(None);
             }
+        }
+        if let Some(lists) = lists {
+            self.watch(mirror, lists, &names)?;
         }
         Ok(Some(held))
     }

@@ -14,9 +14,11 @@ pub mod rule;
 mod in_place;
 mod mirror;
 mod socket;
+mod watched;
 mod wire;
 
 use crate::in_place::CannotHere;
+use crate::kernel::Programs;
 use crate::source::{How, Note, Poll, RuleSource, SourceError, TablePoll, Wanted, in_flight, now};
 use accountant_core::IpVersion;
 use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
@@ -28,6 +30,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket::{Dump, Heard, Notifications, Query};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often chains that keep changing are dumped again within one reading.
@@ -59,6 +62,7 @@ pub struct Nftables {
     /// Tables that were read before, to notice when they go.
     tables: BTreeSet<TableId>,
     in_place: InPlace,
+    programs: Arc<Programs>,
     notes: Vec<Note>,
     /// How many packets can be between two rules at a time.
     in_flight: u32,
@@ -67,11 +71,12 @@ pub struct Nftables {
 impl Nftables {
     /// Prepares to read the tables of the calling thread's network namespace.
     pub fn new() -> Result<Self, SourceError> {
-        Self::with(true)
+        Self::with(true, Programs::new(false))
     }
 
-    /// The same, and whether to read counters in place where that is possible.
-    pub fn with(in_place: bool) -> Result<Self, SourceError> {
+    /// The same, whether to read counters in place where that is possible, and the programs that see of each packet which
+    /// rules it hits.
+    pub fn with(in_place: bool, programs: Arc<Programs>) -> Result<Self, SourceError> {
         let reason = if in_place { CannotHere::NotYet } else { CannotHere::TurnedOff };
         Ok(Self {
             // Being told comes first, so that no change between the first reading and the first news is missed.
@@ -81,7 +86,8 @@ impl Nftables {
             synced: false,
             gap: false,
             tables: BTreeSet::new(),
-            in_place: InPlace::off(reason),
+            in_place: InPlace::off(reason, programs.clone()),
+            programs,
             notes: Vec::new(),
             in_flight: in_flight(),
         })
@@ -334,6 +340,7 @@ impl RuleSource for Nftables {
 
     fn read(&mut self, wanted: &Wanted) -> Result<Poll, SourceError> {
         let started = Instant::now();
+        let seen = self.programs.read();
         self.drain()?;
         if !self.synced || self.mirror.is_stale() {
             self.resync()?;
@@ -352,12 +359,14 @@ impl RuleSource for Nftables {
         }
         let (at, gap, in_flight) = (now(), std::mem::take(&mut self.gap), self.in_flight);
         let with_endpoints = self.with_endpoints();
-        let gone = self.tables.difference(&with_endpoints).copied().collect();
-        let tables = snapshots
+        let gone: Vec<TableId> = self.tables.difference(&with_endpoints).copied().collect();
+        gone.iter().for_each(|table| self.programs.watch(*table, Vec::new()));
+        let mut tables: Vec<TablePoll> = snapshots
             .into_iter()
             .filter(|(id, _)| with_endpoints.contains(id) || self.tables.contains(id))
             .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, gap, in_flight, ..snapshot }) })
             .collect();
+        self.programs.complete(&mut tables, seen);
         let moved = self.tables != with_endpoints;
         self.tables = with_endpoints;
         let notes = std::mem::take(&mut self.notes);

@@ -36,6 +36,7 @@ macro_rules! program {
 }
 
 mod nft;
+mod packed;
 
 /// `BPF_F_MMAPABLE`: the agent reads and writes the map's values as its own memory.
 const MMAPABLE: u32 = 1 << 10;
@@ -112,6 +113,20 @@ fn find_legacy_outcome(ctx: &RawTracePointContext) -> Outcome {
     let Some(stamp) = STAMP.get_ptr_mut(0) else { return Outcome::Unreadable };
     // SAFETY: a value of the map, which only the caller of this program looks at.
     unsafe { *stamp = found };
+    Outcome::Done
+}
+
+program!(
+    /// Where does the table of `args 0..3` say what it is? The answer goes to `ADDRESSES`.
+    locate_legacy, locate_legacy_outcome
+);
+
+#[inline(always)]
+fn locate_legacy_outcome(ctx: &RawTracePointContext) -> Outcome {
+    let Some(place) = xt_table::place(&which(ctx)) else { return Outcome::NoTable };
+    let Some(address) = ADDRESSES.get_ptr_mut(0) else { return Outcome::Unreadable };
+    // SAFETY: a value of the map, which only the caller of this program looks at.
+    unsafe { *address = place };
     Outcome::Done
 }
 

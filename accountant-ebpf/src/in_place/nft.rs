@@ -19,26 +19,34 @@ const HOOKS: u32 = 5;
 const ENTRIES: u32 = 64;
 /// More chains than a table has, rules than a chain, expressions than a rule.
 const CHAINS: u32 = 1 << 17;
-const RULES: u32 = 1 << 16;
-const EXPRESSIONS: u32 = 128;
+pub(crate) const RULES: u32 = 1 << 16;
+pub(crate) const EXPRESSIONS: u32 = 128;
 /// What a counter's type is called.
 const COUNTER: u64 = u64::from_le_bytes(*b"counter\0");
 
-struct Walk {
+pub(crate) struct Walk {
     head: u64,
     next: u64,
-    chain: u32,
+    pub(crate) chain: u32,
     rule_head: u64,
     rule_next: u64,
-    count: u32,
-    outcome: u32,
+    pub(crate) count: u32,
+    pub(crate) outcome: u32,
     /// The bit of rules that are not there in this generation.
     inactive: u64,
     /// Operations of counters, once they are known.
     counter_ops: u64,
-    expression: u64,
-    end: u64,
-    counter: u64,
+    pub(crate) expression: u64,
+    pub(crate) end: u64,
+    pub(crate) counter: u64,
+    /// Where the pointer to it stands.
+    pub(crate) counter_at: u64,
+    /// Whether rules are looked at as packets see them; if so, where their chain points to them, where that is, and whether
+    /// the generation is an odd one.
+    packed: bool,
+    pub(crate) odd: bool,
+    pub(crate) chain_at: u64,
+    pub(crate) blob: u64,
 }
 
 program!(
@@ -48,8 +56,25 @@ program!(
     walk
 );
 
+program!(
+    /// The same of the rules as packets see them, which go to `PACKED`. The first word of the stamp is the address of the
+    /// generation's bit.
+    walk_packed,
+    walk_packed_outcome
+);
+
+#[inline(always)]
+fn walk_packed_outcome(ctx: &RawTracePointContext) -> Outcome {
+    walk_as(ctx, true)
+}
+
 #[inline(always)]
 fn walk(ctx: &RawTracePointContext) -> Outcome {
+    walk_as(ctx, false)
+}
+
+#[inline(always)]
+fn walk_as(ctx: &RawTracePointContext, packed: bool) -> Outcome {
     let (family, name) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1));
     let Some(net) = net_of_current() else { return Outcome::Unreadable };
     let Some(table) = find_table(net, family, name) else { return Outcome::NoTable };
@@ -69,12 +94,18 @@ fn walk(ctx: &RawTracePointContext) -> Outcome {
         expression: 0,
         end: 0,
         counter: 0,
+        counter_at: 0,
+        packed,
+        odd: cursor & 1 != 0,
+        chain_at: 0,
+        blob: 0,
     };
     // SAFETY: the callback has the type that the kernel calls, and the state outlives the loop.
     unsafe { bpf_loop(CHAINS, step_chain as *mut _, (&raw mut walk).cast(), 0) };
     if let Some(stamp) = STAMP.get_ptr_mut(0) {
         // SAFETY: a value of the map, which only the caller of this program looks at.
         unsafe {
+            (*stamp).net = net + field!(net_gencursor);
             (*stamp).private = walk.counter_ops;
             (*stamp).number = walk.count;
         }
@@ -146,6 +177,9 @@ unsafe extern "C" fn step_chain(_: u32, walk: *mut Walk) -> i64 {
     // SAFETY: the agent changes the map only while no walk is under way.
     let Some(&wanted) = (unsafe { WANTED.get(&key) }) else { return 0 };
     walk.chain = wanted;
+    if walk.packed {
+        return crate::packed::walk_rules(walk, chain);
+    }
     walk.rule_head = chain + field!(chain_rules);
     let Some(first) = read::<u64>(walk.rule_head) else { return unreadable(walk) };
     walk.rule_next = first;
@@ -188,7 +222,7 @@ unsafe extern "C" fn step_rule(_: u32, walk: *mut Walk) -> i64 {
 }
 
 /// The first counter of a rule is the one that counts.
-unsafe extern "C" fn step_expression(_: u32, walk: *mut Walk) -> i64 {
+pub(crate) unsafe extern "C" fn step_expression(_: u32, walk: *mut Walk) -> i64 {
     // SAFETY: the state is the caller's.
     let walk = unsafe { &mut *walk };
     if walk.expression >= walk.end {
@@ -199,7 +233,8 @@ unsafe extern "C" fn step_expression(_: u32, walk: *mut Walk) -> i64 {
         walk.counter_ops = ops;
     }
     if ops == walk.counter_ops {
-        walk.counter = read(walk.expression + field!(expr_data)).unwrap_or(0);
+        walk.counter_at = walk.expression + field!(expr_data);
+        walk.counter = read(walk.counter_at).unwrap_or(0);
         return 1;
     }
     let Some(size) = read::<u32>(ops + field!(ops_size)) else { return 1 };
@@ -215,14 +250,14 @@ fn is_counter(ops: u64) -> bool {
 }
 
 #[inline(always)]
-fn unreadable(walk: &mut Walk) -> i64 {
+pub(crate) fn unreadable(walk: &mut Walk) -> i64 {
     walk.outcome = Outcome::Unreadable as u32;
     1
 }
 
 /// A bit field in a word.
 #[inline(always)]
-fn part(word: u64, shift: u64, bits: u64) -> u64 {
+pub(crate) fn part(word: u64, shift: u64, bits: u64) -> u64 {
     (word >> (shift & 63)) & ((1 << (bits & 63)) - 1)
 }
 

@@ -8,6 +8,7 @@ use crate::report::{Measured, Report, Row, Wish};
 use crate::rules::LoadedRules;
 use crate::samples::{Contender, Summary, take_turns};
 use accountant_dataplane::iptables_legacy::{IptablesLegacy, Settings};
+use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::nftables::Nftables;
 use accountant_dataplane::source::How;
 use accountant_dataplane::{RuleSource, Wanted};
@@ -117,7 +118,7 @@ fn source(rules: &LoadedRules, in_place: bool) -> Result<Box<dyn RuleSource>> {
         Backend::Legacy => {
             Box::new(IptablesLegacy::new(Settings { lock_file, in_place, ..Settings::default() }))
         }
-        _ => Box::new(Nftables::with(in_place)?),
+        _ => Box::new(Nftables::with(in_place, Programs::new(false))?),
     })
 }
 

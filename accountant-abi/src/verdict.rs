@@ -1,0 +1,233 @@
+//! What the programs at the packet filter's hooks and the agent say to each other.
+//!
+//! A program just before the filter rules notes this processor's counters of the *watched* rules of an endpoint's chain;
+//! one just after it, or at the drop, sees which of them moved: the path of this packet. A path is a mask over the watch
+//! list; what it means is the agent's business.
+//!
+//! All numbers are in host byte order. Lengths are `skb->len` at the hook: the IP packet from its header on, without the
+//! link layer, which is what rule counters count.
+
+use crate::Traffic;
+
+/// How many rules a list can watch: the bits of a mask.
+pub const MAX_RULES: usize = 64;
+/// How many chains or tables can be proven to be in use as the list has them.
+pub const MAX_PROOFS: usize = 16;
+/// How many places an interface can be at, from the one on that its number tells.
+pub const PROBES: u32 = 8;
+
+/// Chains of an interface in the forward hook, of what comes from it.
+pub const FROM_FORWARDED: u32 = 0;
+/// Of what comes from it for this host.
+pub const FROM_TO_HOST: u32 = 1;
+/// Of what is forwarded to it.
+pub const TO_FORWARDED: u32 = 2;
+/// Of what this host sends to it.
+pub const TO_FROM_HOST: u32 = 3;
+/// How many of them there are.
+pub const ROLES: usize = 4;
+
+macro_rules! places {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Byte offsets in structures of the running kernel, and numbers of its own.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Places {
+            $($(#[$doc])* pub $name: u32,)*
+        }
+    };
+}
+
+places! {
+    /// `nf_hook_state.hook`, one byte.
+    state_hook,
+    /// `nf_hook_state.pf`, one byte.
+    state_family,
+    /// `nf_hook_state.in`
+    state_in,
+    /// `nf_hook_state.out`
+    state_out,
+    /// `net_device.ifindex`, four bytes.
+    device_index,
+    /// `sk_buff._nfct`: pointer and, in the lowest three bits, the conntrack state.
+    skb_conntrack,
+    /// `sk_buff.len`, four bytes.
+    skb_length,
+    /// `bpf_array.pptrs`: where a per-CPU array map keeps its per-CPU pointers.
+    array_pptrs,
+    /// The number of a type that begins with two numbers of eight bytes (`timespec64`).
+    two_words,
+    /// `SKB_DROP_REASON_NETFILTER_DROP`
+    netfilter_drop,
+    /// How many interfaces there is room for, less one: a power of two less one.
+    interface_mask,
+    /// How many slots there are.
+    slots,
+}
+
+/// An interface and the slots of its chains.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index; zero if nobody is here.
+    pub index: u32,
+    /// Nothing.
+    pub padding: u32,
+    /// A slot for each role and IP version (4, 6); zero for none.
+    pub slots: [[u32; 2]; ROLES],
+}
+
+const _: () = assert!(size_of::<Interface>() == 40);
+
+/// A watched rule.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// The per-CPU pointer to its counter.
+    pub counter: u64,
+    /// Where that pointer stands in the rule; zero if it stands nowhere.
+    pub place: u64,
+    /// Where the rule has something that no other rule has.
+    pub mark_at: u64,
+    /// What that is.
+    pub mark: u64,
+}
+
+const _: () = assert!(size_of::<Rule>() == 32);
+
+/// What shows that a table or chain still is the one that the list was made of.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// Where.
+    pub at: u64,
+    /// What has to be there.
+    pub value: u64,
+}
+
+/// The watched rules of a chain.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchList {
+    /// The list's number: no other list ever had it. Zero while it is written.
+    pub generation: u32,
+    /// The slot of the chain.
+    pub slot: u32,
+    /// How many rules.
+    pub length: u32,
+    /// How many proofs.
+    pub proofs: u32,
+    /// How far the number of packets is behind a counter's pointer, in bytes.
+    pub packets_at: u32,
+    /// How far the generation bit is from the lowest of the eight bytes that `cursor` is.
+    pub cursor_shift: u32,
+    /// Address of eight bytes with nf_tables' generation bit, which says which of two words behind a proof's address has
+    /// to be its value; zero if there is only one.
+    pub cursor: u64,
+    /// The proofs.
+    pub proof: [Proof; MAX_PROOFS],
+    /// The rules.
+    pub rule: [Rule; MAX_RULES],
+}
+
+const _: () = assert!(size_of::<WatchList>() == 32 + 16 * MAX_PROOFS + 32 * MAX_RULES);
+
+/// The packet went on beyond the chain.
+pub const WENT_ON: u32 = 0;
+/// The packet was dropped in this hook, and no other endpoint's chain saw it later.
+pub const DROPPED: u32 = 1;
+
+/// Packets of one path, seen on one processor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PathKey {
+    /// The rules that the packet hit.
+    pub moved: u64,
+    /// The slot of the chain.
+    pub slot: u32,
+    /// The number of the list.
+    pub generation: u32,
+    /// The processor.
+    pub cpu: u32,
+    /// `WENT_ON` or `DROPPED`.
+    pub verdict: u32,
+}
+
+const _: () = assert!(size_of::<PathKey>() == 24);
+
+/// What is counted of a slot on one processor, without a path.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Packets of, or related to, answered connections: what went on, what was dropped.
+    pub established: [Traffic; 2],
+    /// What went on to this endpoint from another one of this host, whose chain can have accepted it for good: part of
+    /// `established`.
+    pub sheltered: Traffic,
+    /// All other packets whose path is not known: what went on, what was dropped.
+    pub unresolved: [Traffic; 2],
+    /// What neither went on nor was dropped: queued, or taken by somebody.
+    pub vanished: Traffic,
+    /// To whole cache lines.
+    pub padding: [u64; 4],
+}
+
+const _: () = assert!(size_of::<Totals>() == 128);
+
+/// Before-and-after of one side of a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Side {
+    /// The slot; zero for none.
+    pub slot: u32,
+    /// The place of its list; zero for none.
+    pub list: u32,
+    /// The list's number.
+    pub generation: u32,
+    /// How many rules it has.
+    pub length: u32,
+    /// This processor's counters before.
+    pub before: [u64; MAX_RULES],
+}
+
+/// A packet that is between the two programs of a hook.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Note {
+    /// Address of the packet; zero for none.
+    pub skb: u64,
+    /// How many packets came to this hook on this processor.
+    pub turn: u64,
+    /// The turn of the packet that the note is of.
+    pub own_turn: u64,
+    /// Its length.
+    pub length: u32,
+    /// Whether it is of, or related to, an answered connection.
+    pub established: u32,
+    /// The chain that it is from, and the chain that it is to.
+    pub sides: [Side; 2],
+}
+
+/// What the programs keep for each processor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Processor {
+    /// What has to be added to a per-CPU pointer.
+    pub offset: u64,
+    /// The processor's number.
+    pub cpu: u32,
+    /// Nothing.
+    pub padding: u32,
+    /// By hook.
+    pub notes: [Note; 4],
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: integers without padding; every bit pattern is a value.
+    unsafe impl aya::Pod for super::Places {}
+    // SAFETY: the same.
+    unsafe impl aya::Pod for super::WatchList {}
+    // SAFETY: the same.
+    unsafe impl aya::Pod for super::PathKey {}
+}

@@ -1,0 +1,379 @@
+//! The programs as a witness: which chains they watch, and what they saw of each.
+//!
+//! Each endpoint chain has a *slot*, in which the programs count. A chain's list is installed beside the old one and then
+//! taken in its place with one store; what was counted by the old one is told until the one who reads it has said so
+//! ([`Witness::release`]), and only then are its numbers and its room used again.
+//!
+//! Invariant: what is told of a chain never falls, and no count of one list is told as one of another.
+
+use super::interfaces::{Interfaces, Slots};
+use super::list::{Places, Watched};
+use super::load::{Loaded, Sizes};
+use crate::in_place::{CannotHere, chain};
+use accountant_abi::Traffic;
+use accountant_abi::verdict::{
+    FROM_FORWARDED, FROM_TO_HOST, Interface, PathKey, ROLES, TO_FORWARDED, TO_FROM_HOST, WatchList,
+};
+use accountant_core::calico::ChainKind;
+use accountant_core::id::{Endpoint, EndpointKind};
+use accountant_core::snapshot::TableId;
+use accountant_core::watch::{self, ChainVerdicts, ListCounts, Went};
+use accountant_core::{ChainName, Counter, Direction, IpVersion};
+use accountant_sys::bpf;
+use accountant_sys::mapping::Mapping;
+use aya::maps::{Array, HashMap as BpfHashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::time::{Duration, Instant};
+
+/// Words of a value in the maps.
+const INTERFACE: usize = size_of::<Interface>() / 8;
+const TOTALS: usize = size_of::<accountant_abi::verdict::Totals>() / 8;
+/// A packet that came by an old list is long through its hook.
+const THROUGH: Duration = Duration::from_millis(20);
+
+/// What was counted of the chains of each table.
+pub type Verdicts = BTreeMap<TableId, Vec<ChainVerdicts>>;
+
+/// The programs, attached, and what they watch.
+#[derive(Debug)]
+pub(super) struct Witness {
+    loaded: Loaded,
+    sizes: Sizes,
+    interfaces_memory: Mapping,
+    lists_memory: Mapping,
+    totals_memory: Mapping,
+    interfaces: Interfaces,
+    slots: HashMap<(TableId, ChainName), Slot>,
+    free_slots: Vec<u32>,
+    free_places: Vec<u32>,
+    generation: u32,
+    /// Chains that there was no room for when it was last said.
+    said_full: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    number: u32,
+    list: Option<Installed>,
+    /// Lists before it, not told for the last time yet.
+    old: Vec<(Installed, Instant)>,
+    /// Whether the chain is gone: the slot is kept until all was told.
+    gone: bool,
+    /// What the slot's totals were when the chain got it.
+    base: Totals,
+}
+
+#[derive(Clone, Debug)]
+struct Installed {
+    place: u32,
+    generation: u32,
+    list: Arc<watch::WatchList>,
+    places: Places,
+}
+
+/// Packets by path and by whether they went on.
+type Paths = Vec<(u64, Went, Counter)>;
+
+/// Counters of a slot in the order of the record that the programs keep.
+type Totals = [Counter; 6];
+
+impl Witness {
+    /// Loads and attaches the programs, with room for twice these chains.
+    pub(super) fn start(chains: usize, cpus: u32) -> Result<Self, CannotHere> {
+        let slots = u32::try_from(2 * chains).unwrap_or(u32::MAX).clamp(1024, 1 << 14).next_power_of_two();
+        let sizes = Sizes { slots, lists: slots, paths: 64 * slots, cpus };
+        let mut loaded = Loaded::new(sizes)?;
+        let interfaces_memory = loaded.memory("INTERFACES", INTERFACE * sizes.interfaces() as usize)?;
+        let lists_memory = loaded.memory("LISTS", slots as usize)?;
+        let totals_memory = loaded.memory("TOTALS", TOTALS * (slots * cpus) as usize)?;
+        loaded.attach()?;
+        Ok(Self {
+            loaded,
+            sizes,
+            interfaces_memory,
+            lists_memory,
+            totals_memory,
+            interfaces: Interfaces::new(sizes.interfaces()),
+            slots: HashMap::new(),
+            free_slots: (1..slots).rev().collect(),
+            free_places: (1..slots).rev().collect(),
+            generation: 0,
+            said_full: false,
+        })
+    }
+
+    /// Watches these chains of a table and no others of it.
+    pub(super) fn watch(&mut self, table: TableId, chains: Vec<Watched>) -> Result<(), CannotHere> {
+        for ((id, name), slot) in &mut self.slots {
+            if *id == table && !chains.iter().any(|watched| watched.chain == *name) {
+                slot.gone = true;
+            }
+        }
+        self.retire_gone();
+        for watched in chains {
+            self.watch_chain(table, watched)?;
+        }
+        self.look_for_interfaces();
+        Ok(())
+    }
+
+    /// Takes what became of the interfaces since.
+    pub(super) fn look_for_interfaces(&mut self) {
+        let mut wanted: BTreeMap<u32, Slots> = BTreeMap::new();
+        let mut index_of: HashMap<String, u32> = HashMap::new();
+        // The same order each time: of two backends that hold a chain of an interface, one has it for good.
+        let mut slots: Vec<_> = self.slots.iter().filter(|(_, slot)| !slot.gone).collect();
+        slots.sort_by_key(|(_, slot)| slot.number);
+        for ((table, name), slot) in slots {
+            let ChainKind::Endpoint { endpoint, direction, forward } = ChainKind::of(name) else { continue };
+            let index = *index_of
+                .entry(endpoint.interface.as_str().into())
+                .or_insert_with(|| nix::net::if_::if_nametoindex(endpoint.interface.as_str()).unwrap_or(0));
+            if index == 0 {
+                continue;
+            }
+            for &role in roles(&endpoint, direction, forward) {
+                let version = usize::from(table.ip_version == IpVersion::V6);
+                let here = &mut wanted.entry(index).or_default()[role as usize][version];
+                if *here == 0 {
+                    *here = slot.number;
+                }
+            }
+        }
+        let (writes, homeless) = self.interfaces.hold(&wanted);
+        for (place, interface) in writes {
+            self.write_interface(place, &interface);
+        }
+        if homeless > 0 {
+            tracing::warn!(interfaces = homeless, "no room: their packets are counted by the rules alone");
+        }
+    }
+
+    fn write_interface(&self, place: usize, interface: &Interface) {
+        let words = &self.interfaces_memory.words()[place * INTERFACE..][..INTERFACE];
+        for (word, [v4, v6]) in words[1..].iter().zip(interface.slots) {
+            word.store(u64::from(v4) | u64::from(v6) << 32, Relaxed);
+        }
+        words[0].store(u64::from(interface.index), Release);
+    }
+
+    fn watch_chain(&mut self, table: TableId, watched: Watched) -> Result<(), CannotHere> {
+        let key = (table, watched.chain);
+        if !self.slots.contains_key(&key) {
+            let Some(number) = self.free_slots.pop() else {
+                self.say_full();
+                return Ok(());
+            };
+            let base = self.totals(number);
+            self.slots.insert(key.clone(), Slot { number, list: None, old: vec![], gone: false, base });
+        }
+        let wanted = watched.list.zip(watched.places).filter(|(list, places)| places.fits(list));
+        let Some(slot) = self.slots.get_mut(&key) else { return Ok(()) };
+        slot.gone = false;
+        let held = slot.list.as_ref();
+        let same = match (&wanted, held) {
+            (Some((list, places)), Some(held)) => held.list == *list && held.places == *places,
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return Ok(());
+        }
+        let mut next = None;
+        if let Some((list, places)) = wanted {
+            let Some(place) = self.free_places.pop() else {
+                slot.retire(&self.lists_memory);
+                self.say_full();
+                return Ok(());
+            };
+            self.generation += 1;
+            let generation = self.generation;
+            let record = places.record(generation, slot.number);
+            next = Some(Installed { place, generation, list, places });
+            write_list(&mut self.loaded, place, &record)?;
+        }
+        slot.retire(&self.lists_memory);
+        if let Some(next) = next {
+            self.lists_memory.words()[slot.number as usize].store(u64::from(next.place), Release);
+            slot.list = Some(next);
+        }
+        Ok(())
+    }
+
+    fn say_full(&mut self) {
+        if !std::mem::replace(&mut self.said_full, true) {
+            tracing::warn!("no room for more chains: the rest is counted by the rules alone");
+        }
+    }
+
+    fn retire_gone(&mut self) {
+        for slot in self.slots.values_mut().filter(|slot| slot.gone) {
+            slot.retire(&self.lists_memory);
+        }
+    }
+
+    /// What was counted so far.
+    pub(super) fn read(&self) -> Result<Verdicts, CannotHere> {
+        let mut paths = self.read_paths()?;
+        let mut verdicts = Verdicts::new();
+        for ((table, name), slot) in &self.slots {
+            let totals = self.totals(slot.number);
+            let [on, nowhere, sheltered, unresolved_on, unresolved_nowhere, vanished] =
+                std::array::from_fn(|part| totals[part].since(slot.base[part]));
+            let mut lists: Vec<ListCounts> = Vec::new();
+            let installed = slot.old.iter().map(|(list, since)| (list, since.elapsed() > THROUGH));
+            for (list, closed) in installed.chain(slot.list.iter().map(|list| (list, false))) {
+                lists.push(ListCounts {
+                    generation: list.generation,
+                    list: list.list.clone(),
+                    paths: paths.remove(&list.generation).unwrap_or_default(),
+                    closed,
+                });
+            }
+            verdicts.entry(*table).or_default().push(ChainVerdicts {
+                chain: name.clone(),
+                established: [on, nowhere],
+                sheltered,
+                unresolved: [unresolved_on, unresolved_nowhere],
+                vanished,
+                lists,
+            });
+        }
+        Ok(verdicts)
+    }
+
+    /// Forgets lists that were told as closed, and chains that are gone when all of theirs were.
+    pub(super) fn release(&mut self, told: &[ChainVerdicts]) -> Result<(), CannotHere> {
+        let lists = told.iter().flat_map(|chain| &chain.lists).filter(|list| list.closed);
+        for list in lists {
+            let keys = list.paths.iter().flat_map(|(moved, went, _)| {
+                let key = |cpu| (*moved, *went as u32, cpu);
+                (0..self.sizes.cpus).map(key)
+            });
+            let keys: Vec<_> = keys.collect();
+            let Some(slot) = self
+                .slots
+                .values_mut()
+                .find(|slot| slot.old.iter().any(|(old, _)| old.generation == list.generation))
+            else {
+                continue;
+            };
+            let number = slot.number;
+            let generation = list.generation;
+            slot.old.retain(|(old, _)| {
+                let done = old.generation == generation;
+                if done {
+                    self.free_places.push(old.place);
+                }
+                !done
+            });
+            forget(&mut self.loaded, number, generation, keys)?;
+        }
+        let free = &mut self.free_slots;
+        self.slots.retain(|_, slot| {
+            let done = slot.gone && slot.old.is_empty();
+            if done {
+                free.push(slot.number);
+            }
+            !done
+        });
+        Ok(())
+    }
+
+    fn read_paths(&self) -> Result<HashMap<u32, Paths>, CannotHere> {
+        let map = self.loaded.map_fd("PATHS")?;
+        let (keys, values) =
+            bpf::read_hash(map, size_of::<PathKey>(), size_of::<Traffic>(), 1024).map_err(|error| {
+                CannotHere::Refused { operation: "reading paths".into(), error: error.to_string() }
+            })?;
+        let mut sums: BTreeMap<(u32, u64, Went), Counter> = BTreeMap::new();
+        let keys = keys.chunks_exact(size_of::<PathKey>()).zip(values.chunks_exact(size_of::<Traffic>()));
+        for (key, value) in keys {
+            let (Some(moved), Some(generation), Some(verdict)) =
+                (u64_at(key, 0), u32_at(key, 12), u32_at(key, 20))
+            else {
+                continue;
+            };
+            let went = Went::BOTH[(verdict & 1) as usize];
+            let counter = Counter::new(u64_at(value, 0).unwrap_or(0), u64_at(value, 8).unwrap_or(0));
+            *sums.entry((generation, moved, went)).or_default() += counter;
+        }
+        let mut paths: HashMap<u32, Paths> = HashMap::new();
+        for ((generation, moved, went), counter) in sums {
+            paths.entry(generation).or_default().push((moved, went, counter));
+        }
+        Ok(paths)
+    }
+
+    /// A slot's totals over all processors.
+    fn totals(&self, slot: u32) -> Totals {
+        let mut totals = Totals::default();
+        for cpu in 0..self.sizes.cpus {
+            let at = TOTALS * (cpu * self.sizes.slots + slot) as usize;
+            let words = &self.totals_memory.words()[at..];
+            for (total, pair) in totals.iter_mut().zip(words.chunks_exact(2)) {
+                *total += Counter::new(pair[0].load(Relaxed), pair[1].load(Relaxed));
+            }
+        }
+        totals
+    }
+}
+
+impl Slot {
+    /// Takes the list out of use.
+    fn retire(&mut self, lists: &Mapping) {
+        if let Some(old) = self.list.take() {
+            lists.words()[self.number as usize].store(0, Release);
+            self.old.push((old, Instant::now()));
+        }
+    }
+}
+
+fn write_list(loaded: &mut Loaded, place: u32, record: &WatchList) -> Result<(), CannotHere> {
+    let mut array: Array<_, WatchList> = Array::try_from(loaded.map("WATCH")?).map_err(|e| refused(&e))?;
+    array.set(place, record, 0).map_err(|error| refused(&error))
+}
+
+/// Deletes the paths of a list that nobody counts any more.
+fn forget(
+    loaded: &mut Loaded,
+    slot: u32,
+    generation: u32,
+    keys: Vec<(u64, u32, u32)>,
+) -> Result<(), CannotHere> {
+    let mut map: BpfHashMap<_, PathKey, Traffic> =
+        BpfHashMap::try_from(loaded.map("PATHS")?).map_err(|error| refused(&error))?;
+    for (moved, verdict, cpu) in keys {
+        // Not every processor saw every path.
+        let _ = map.remove(&PathKey { moved, slot, generation, cpu, verdict });
+    }
+    Ok(())
+}
+
+fn refused(error: &aya::maps::MapError) -> CannotHere {
+    CannotHere::Refused { operation: "changing what is watched".into(), error: chain(error) }
+}
+
+/// In which roles an interface has the chain.
+fn roles(endpoint: &Endpoint, direction: Direction, forward: bool) -> &'static [u32] {
+    match (endpoint.kind, direction, forward) {
+        (EndpointKind::Workload, Direction::Ingress, _) => &[TO_FORWARDED, TO_FROM_HOST],
+        (EndpointKind::Workload, Direction::Egress, _) => &[FROM_FORWARDED, FROM_TO_HOST],
+        (EndpointKind::Host, Direction::Ingress, false) => &[FROM_TO_HOST],
+        (EndpointKind::Host, Direction::Egress, false) => &[TO_FROM_HOST],
+        (EndpointKind::Host, Direction::Ingress, true) => &[FROM_FORWARDED],
+        (EndpointKind::Host, Direction::Egress, true) => &[TO_FORWARDED],
+    }
+}
+
+const _: () = assert!(ROLES == 4);
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}

@@ -1,0 +1,216 @@
+//! What the programs in the kernel see of each packet is what the rules count, rule by rule and byte by byte: the packets of
+//! all paths that hit a rule are those that the rule counted.
+
+use accountant_core::calico::endpoint::{EndpointChain, Verdict};
+use accountant_core::snapshot::{Around, TableId};
+use accountant_core::watch::{ChainVerdicts, Went};
+use accountant_core::{ChainName, Counter, IpVersion, Table};
+use accountant_dataplane::iptables_legacy::{IptablesLegacy, Settings};
+use accountant_dataplane::kernel::Programs;
+use accountant_dataplane::nftables::Nftables;
+use accountant_dataplane::{Poll, RuleSource, Wanted};
+use accountant_lab::Node;
+use accountant_lab::felix::{Backend, Dialect, Version};
+use accountant_lab::policy::Truth;
+use accountant_lab::scenario::{Scenario, Visit, demo};
+use accountant_lab::traffic::{Flood, Until};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Counters by table, chain and place in the chain.
+type Rules = BTreeMap<(TableId, ChainName, usize), Counter>;
+
+/// A source of rules and the programs, in a node's namespace.
+struct Witnessed {
+    source: Box<dyn RuleSource>,
+    programs: Arc<Programs>,
+    /// All shared chains, so that readings have every rule.
+    wanted: Wanted,
+    last: Option<Poll>,
+}
+
+impl Witnessed {
+    fn new(node: &Node, backend: Backend) -> Self {
+        let programs = Programs::new(true);
+        let mut source: Box<dyn RuleSource> = match backend {
+            Backend::Legacy => {
+                let settings = Settings {
+                    lock_file: node.host().lock_file(),
+                    programs: programs.clone(),
+                    ..Settings::default()
+                };
+                Box::new(IptablesLegacy::new(settings))
+            }
+            _ => Box::new(Nftables::with(true, programs.clone()).unwrap()),
+        };
+        let first = source.read(&Wanted::default()).unwrap();
+        assert_eq!(programs.reason(), None);
+        let wanted = rules(&first).into_keys().map(|(table, chain, _)| (table, chain)).collect();
+        Self { source, programs, wanted, last: None }
+    }
+
+    fn read(&mut self) -> (Rules, BTreeMap<TableId, Around>) {
+        let poll = self.source.read(&self.wanted).unwrap();
+        let seen = poll
+            .tables
+            .iter()
+            .filter_map(|table| Some((table.id, table.snapshot.as_ref().unwrap().verdicts.clone()?)));
+        let all = (rules(&poll), seen.collect());
+        self.last = Some(poll);
+        all
+    }
+}
+
+fn rules(poll: &Poll) -> Rules {
+    let mut rules = Rules::new();
+    for table in &poll.tables {
+        for reading in &table.snapshot.as_ref().unwrap().chains {
+            for (rule, counter) in reading.counters.iter().enumerate() {
+                rules.insert((table.id, reading.chain.name.clone(), rule), *counter);
+            }
+        }
+    }
+    rules
+}
+
+/// What paths say that each rule counted.
+fn by_paths(table: TableId, chains: &[ChainVerdicts]) -> Rules {
+    let mut sums = Rules::new();
+    for list in chains.iter().flat_map(|chain| &chain.lists) {
+        for (bit, rule) in list.list.rules.iter().enumerate() {
+            let hit = list.paths.iter().filter(|(moved, ..)| moved >> bit & 1 == 1);
+            let sum: Counter = hit.map(|(.., counter)| *counter).sum();
+            *sums.entry((table, rule.chain.clone(), rule.rule)).or_default() += sum;
+        }
+    }
+    sums
+}
+
+fn unresolved(chains: &[ChainVerdicts]) -> u64 {
+    chains.iter().flat_map(|chain| chain.unresolved).map(|counter| counter.packets).sum()
+}
+
+/// All that all paths counted, by whether it went on.
+fn went(chains: &[ChainVerdicts], went: Went) -> u64 {
+    let paths = chains.iter().flat_map(|chain| &chain.lists).flat_map(|list| &list.paths);
+    paths.filter(|(moved, path, _)| *moved != 0 && *path == went).map(|(.., counter)| counter.packets).sum()
+}
+
+/// The counter of the rule that accepts established packets, and what the programs say of it.
+fn compare_established(poll: &Poll, seen: &BTreeMap<TableId, Around>) -> u64 {
+    let mut compared = 0;
+    for table in poll.tables.iter().filter(|table| table.id.table == Table::Filter) {
+        for reading in &table.snapshot.as_ref().unwrap().chains {
+            let read = EndpointChain::read(&reading.chain);
+            let Some((rule, _)) = read.verdicts.iter().find(|(_, v)| *v == Verdict::Established) else {
+                continue;
+            };
+            let chains = &seen[&table.id].after;
+            let Some(chain) = chains.iter().find(|chain| chain.chain == reading.chain.name) else { continue };
+            let of_rule = reading.counters[*rule];
+            let [on, nowhere] = chain.established;
+            assert_eq!(on.since(chain.sheltered) + nowhere, of_rule, "{} established", chain.chain);
+            compared += of_rule.packets;
+        }
+    }
+    compared
+}
+
+fn felix_writes(scenario: &Scenario, node: &Node, backend: Backend) {
+    node.felix(Dialect::new(Version::V3_31, backend).unwrap()).apply(&scenario.model).unwrap();
+}
+
+fn every_path_is_known(backend: Backend) {
+    let scenario = demo();
+    let node = scenario.node().unwrap();
+    felix_writes(&scenario, &node, backend);
+    node.host()
+        .enter(|| {
+            let mut witnessed = Witnessed::new(&node, backend);
+            let visit = Visit::new(&node).unwrap();
+            let mut truth = Truth::default();
+            for _ in 0..2 {
+                visit.round(&scenario.model, &mut truth, || ()).unwrap();
+            }
+            let (counted, seen) = witnessed.read();
+            let mut compared = 0;
+            for (table, around) in &seen {
+                assert_eq!(unresolved(&around.after), 0, "{table:?}");
+                for (rule, sum) in by_paths(*table, &around.after) {
+                    assert_eq!(sum, counted[&rule], "{rule:?}");
+                    compared += sum.packets;
+                }
+                for verdict in Went::BOTH {
+                    assert!(went(&around.after, verdict) > 10, "{table:?} {verdict:?}");
+                }
+            }
+            assert!(compared > 1000, "{compared}");
+            let versions: Vec<_> = seen.keys().map(|table| table.ip_version).collect();
+            assert_eq!(versions, IpVersion::BOTH);
+            let established = compare_established(witnessed.last.as_ref().unwrap(), &seen);
+            assert!(established > 10, "{established}");
+            println!("{backend:?}: {compared} of rules by paths, {established} established");
+            assert_eq!(witnessed.programs.reason(), None);
+        })
+        .unwrap();
+}
+
+#[test]
+fn legacy() {
+    every_path_is_known(Backend::Legacy);
+}
+
+#[test]
+fn iptables_nft() {
+    every_path_is_known(Backend::IptablesNft);
+}
+
+#[test]
+fn native_nftables() {
+    every_path_is_known(Backend::Nft);
+}
+
+/// New flows from both processors, accepted, denied and unmatched mixed.
+fn flood(backend: Backend) {
+    let scenario = demo();
+    let node = scenario.node().unwrap();
+    felix_writes(&scenario, &node, backend);
+    let (web, client) = (node.pod("shop", "web").unwrap(), node.pod("default", "client").unwrap());
+    node.host()
+        .enter(|| {
+            let mut witnessed = Witnessed::new(&node, backend);
+            let flood = |cpu, to| Flood {
+                other: Some((9, 7)),
+                until: Until::Packets(20_000),
+                cpu: Some(cpu),
+                flows: 64,
+                ports: 50,
+                ..Flood::new(to, 9000)
+            };
+            let floods = [
+                flood(0, web.v4().unwrap()).start(&client.netns),
+                flood(1, web.v6().unwrap()).start(&client.netns),
+            ];
+            for flooding in floods {
+                assert_eq!(flooding.finish().unwrap().lost, 0);
+            }
+            let (counted, seen) = witnessed.read();
+            for (table, around) in &seen {
+                assert_eq!(unresolved(&around.after), 0, "{table:?}");
+                for (rule, sum) in by_paths(*table, &around.after) {
+                    assert_eq!(sum, counted[&rule], "{rule:?}");
+                }
+            }
+        })
+        .unwrap();
+}
+
+#[test]
+fn floods_of_legacy() {
+    flood(Backend::Legacy);
+}
+
+#[test]
+fn floods_of_nftables() {
+    flood(Backend::Nft);
+}
