@@ -1,7 +1,7 @@
 //! `accountant check`: whether the agent would work here, and what is in its way.
 
 use super::{datastore, sources};
-use crate::config::{CheckArgs, ConfigError, Names, Process};
+use crate::config::{CheckArgs, ConfigError, KernelPrograms, Names, Process};
 use crate::engine::status::{State, Status};
 use crate::engine::{Engine, Settings};
 use serde_json::{Value, json};
@@ -65,6 +65,14 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         Ok(names) => (names.datastore.value.name(), names.node.value.clone(), names.shown(), None),
         Err(error) => ("none", String::new(), Vec::new(), Some(error.to_string())),
     };
+    let hooks = match args.sources.kernel_programs {
+        KernelPrograms::Off => Vec::new(),
+        _ => accountant_dataplane::kernel::probe(),
+    };
+    let hooks: Vec<_> = hooks
+        .into_iter()
+        .map(|(hook, result)| json!({"hook": hook, "reason": result.err().map(|reason| reason.to_string())}))
+        .collect();
     let capabilities: Vec<_> = CAPABILITIES
         .iter()
         .map(|(name, number, purpose)| json!({"name": name, "held": holds(*number), "purpose": purpose}))
@@ -78,6 +86,11 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         "listen": args.serving.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
         "capabilities": capabilities,
         "sources": sources,
+        "kernel_programs": {
+            "attached": status.kernel.is_attached(),
+            "reason": status.kernel.describe(),
+            "hooks": hooks,
+        },
         "datastore": {
             "configured": configured,
             "in_sync": datastore.in_sync,
@@ -122,6 +135,12 @@ fn describe(findings: &Value) -> String {
         let reason = reason.map(|r| format!(" ({r})")).unwrap_or_default();
         lines.push(format!("source {}: {}{reason}", text(&source["name"]), text(&source["state"])));
         lines.extend(source["reading"].as_str().map(|reading| format!("  {reading}")));
+    }
+    lines.push(format!("programs in the kernel: {}", text(&findings["kernel_programs"]["reason"])));
+    for hook in findings["kernel_programs"]["hooks"].as_array().into_iter().flatten() {
+        let can =
+            hook["reason"].as_str().map_or("can attach".into(), |reason| format!("CANNOT attach: {reason}"));
+        lines.push(format!("  {}: {can}", text(&hook["hook"])));
     }
     let datastore = &findings["datastore"];
     let sync = match (datastore["in_sync"] == true, text(&datastore["configured"]).as_str()) {

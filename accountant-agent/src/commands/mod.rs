@@ -4,11 +4,12 @@ pub mod check;
 pub mod run;
 pub mod show;
 
-use crate::config::{Datastore, Names, SourceArgs};
-use crate::engine::sources::Make;
+use crate::config::{Datastore, KernelPrograms, Names, SourceArgs};
+use crate::engine::sources::{Make, Sources};
 use accountant_core::snapshot::Source;
 use accountant_dataplane::RuleSource;
 use accountant_dataplane::iptables_legacy::{self, IptablesLegacy};
+use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::nftables::Nftables;
 use accountant_datastore::Subscription;
 use accountant_datastore::convert::Settings;
@@ -17,17 +18,22 @@ use accountant_datastore::kubernetes::Kubernetes;
 use accountant_datastore::manifests::Manifests;
 
 /// The registry of sources.
-pub fn sources(args: &SourceArgs) -> Vec<(Source, Make)> {
+pub fn sources(args: &SourceArgs) -> Sources {
+    let programs = Programs::new(args.kernel_programs != KernelPrograms::Off);
     let legacy = iptables_legacy::Settings {
         lock_file: args.xtables_lock_file.clone(),
         lock_patience: args.xtables_lock_wait,
         in_place: args.read_in_place,
         watch_rewrites: args.watch_rewrites,
+        programs: programs.clone(),
     };
     let iptables: Make =
         Box::new(move || Ok(Box::new(IptablesLegacy::new(legacy.clone())) as Box<dyn RuleSource>));
-    let nftables: Make = Box::new(|| Ok(Box::new(Nftables::new()?) as Box<dyn RuleSource>));
-    vec![(Source::IptablesLegacy, iptables), (Source::Nftables, nftables)]
+    let (in_place, shared) = (args.read_in_place, programs.clone());
+    let nftables: Make =
+        Box::new(move || Ok(Box::new(Nftables::with(in_place, shared.clone())?) as Box<dyn RuleSource>));
+    let makes = vec![(Source::IptablesLegacy, iptables), (Source::Nftables, nftables)];
+    Sources { makes, programs, needs_programs: args.kernel_programs == KernelPrograms::On }
 }
 
 /// Starts the datastore that is configured, in the current tokio runtime.

@@ -1,7 +1,7 @@
 //! `accountant show`: the accounts, from a running agent or read directly.
 
 use super::{datastore, sources};
-use crate::config::{Process, ShowArgs};
+use crate::config::{KernelPrograms, Process, ShowArgs, SourceArgs};
 use crate::engine::{Engine, Published, Settings};
 use crate::export::{json, table};
 use anyhow::{Context, anyhow};
@@ -88,7 +88,8 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
     if direct.is_none() {
         let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
         let names = args.names.resolve(&Process).context("reading the configuration")?;
-        let (engine, handle) = Engine::new(settings, sources(&args.sources), datastore(&names))?;
+        let (engine, handle) =
+            Engine::new(settings, sources(&without_programs(&args.sources)), datastore(&names))?;
         tokio::spawn(engine.run());
         *direct = Some(handle);
     }
@@ -107,6 +108,11 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
         return Err(anyhow!("nothing is counted: {}", reasons.join("; ")));
     }
     Ok(json::render(&published, args.all))
+}
+
+/// Nothing that is attached for a moment sees enough to be worth it.
+fn without_programs(args: &SourceArgs) -> SourceArgs {
+    SourceArgs { kernel_programs: KernelPrograms::Off, ..args.clone() }
 }
 
 /// A fresh view, with names if there is a datastore that answers.

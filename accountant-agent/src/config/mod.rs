@@ -109,6 +109,21 @@ pub struct SourceArgs {
     /// Watch rewrites of iptables-legacy rules, if that is possible here, so that they lose no counts.
     #[arg(long, env = "ACCOUNTANT_WATCH_REWRITES", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub watch_rewrites: bool,
+    /// Let programs in the kernel see which policy decides on each packet: if that is possible here (auto), in any case
+    /// (on: where it is not, the agent is not ready), or not.
+    #[arg(long, env = "ACCOUNTANT_KERNEL_PROGRAMS", value_name = "MODE", value_enum, default_value_t = KernelPrograms::Auto)]
+    pub kernel_programs: KernelPrograms,
+}
+
+/// Whether there are programs in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KernelPrograms {
+    /// If that is possible.
+    Auto,
+    /// In any case.
+    On,
+    /// Never.
+    Off,
 }
 
 /// How the agent runs.

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::overlap::{self, Overlap};
+use super::seen::Seen;
 
 /// How many empty snapshots settle whatever a table that is gone left open.
 const CLOSING: usize = 8;
@@ -44,6 +45,8 @@ pub(super) struct Books {
     /// Which of several backends was last said to be counted.
     said: BTreeMap<Place, Option<TableId>>,
     wanted: Wanted,
+    /// What the programs in the kernel saw.
+    pub(super) seen: Seen,
     looked_after: Option<Duration>,
     grace: Duration,
     /// Packets by source and by how exactly they were charged.
@@ -72,6 +75,9 @@ impl Books {
         let mut told = Told::default();
         for table in &poll.tables {
             let Ok(snapshot) = &table.snapshot else { continue };
+            if let Some(around) = &snapshot.verdicts {
+                self.seen.take(table.id, &around.after, &mut self.ledger);
+            }
             let book = self.tables.entry(table.id).or_insert_with(|| Book::new(table.id));
             let attribution = book.apply(snapshot, &self.index);
             told.unsettled |= attribution.unsettled;
@@ -79,6 +85,7 @@ impl Books {
             self.wanted.extend(attribution.wanted.into_iter().map(|chain| (table.id, chain)));
         }
         for id in &poll.gone {
+            self.seen.forget(*id);
             if let Some(mut book) = self.tables.remove(id) {
                 for _ in 0..CLOSING {
                     book.apply(&Snapshot::default(), &self.index);
@@ -244,6 +251,7 @@ impl Books {
                 in_use.extend(Cause::ALL.map(|cause| Key::Unattributed(id.source, cause)));
             }
         }
+        in_use.extend(self.seen.keys());
         for key in &in_use {
             self.ledger.open(key.clone());
         }

@@ -6,15 +6,17 @@
 
 mod books;
 mod overlap;
+mod seen;
 pub mod sources;
 pub mod status;
 
 use accountant_core::snapshot::Source;
 use accountant_core::view::View;
+use accountant_dataplane::kernel::Programs;
 use accountant_datastore::Subscription;
 use books::Books;
-use sources::{Make, Report, SourceThread};
-use status::{DatastoreStatus, SourceStatus, Status};
+use sources::{Report, SourceThread, Sources};
+use status::{DatastoreStatus, KernelStatus, SourceStatus, Status};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -105,6 +107,8 @@ pub struct Engine {
     datastore: Option<Subscription>,
     books: Books,
     sources: BTreeMap<Source, SourceStatus>,
+    programs: Arc<Programs>,
+    kernel: KernelStatus,
     names: DatastoreStatus,
     /// Sources whose thread is at work.
     busy: HashSet<Source>,
@@ -117,20 +121,29 @@ impl Engine {
     /// Prepares an engine with these sources.
     pub fn new(
         settings: Settings,
-        sources: Vec<(Source, Make)>,
+        sources: Sources,
         datastore: Option<(&'static str, Subscription)>,
     ) -> std::io::Result<(Self, Handle)> {
         let (reporter, reports) = mpsc::channel(16);
         let (requests_in, requests) = mpsc::channel(64);
         let mut threads = BTreeMap::new();
         let mut statuses = BTreeMap::new();
-        for (source, make) in sources {
+        for (source, make) in sources.makes {
             threads.insert(source, SourceThread::start(source, make, reporter.clone())?);
             statuses.insert(source, SourceStatus::new(source));
         }
         let name = datastore.as_ref().map_or("none", |(name, _)| name);
         let names = DatastoreStatus { name, ..DatastoreStatus::default() };
-        let status = Status { sources: statuses.values().cloned().collect(), datastore: names.clone() };
+        let kernel = KernelStatus {
+            needed: sources.needs_programs,
+            reason: sources.programs.reason(),
+            ..KernelStatus::default()
+        };
+        let status = Status {
+            sources: statuses.values().cloned().collect(),
+            kernel: kernel.clone(),
+            datastore: names.clone(),
+        };
         let first = Published { view: View::default(), status, at: None };
         let (publish, published) = watch::channel(Arc::new(first));
         let engine = Self {
@@ -142,6 +155,8 @@ impl Engine {
             datastore: datastore.map(|(_, subscription)| subscription),
             books: Books::new(settings.grace),
             sources: statuses,
+            programs: sources.programs,
+            kernel,
             names,
             busy: HashSet::new(),
             tick: None,
@@ -268,13 +283,18 @@ impl Engine {
             status.found(endpoints, second);
             status.attribution = self.books.exactness(source);
         }
+        self.kernel.reason = self.programs.reason();
+        self.kernel.packets = self.books.seen.packets();
     }
 
     fn publish_now(&mut self, at: Option<Instant>) {
         self.names.objects =
             self.books.index.objects_by_kind().into_iter().map(|(k, n)| (k.to_string(), n)).collect();
-        let status =
-            Status { sources: self.sources.values().cloned().collect(), datastore: self.names.clone() };
+        let status = Status {
+            sources: self.sources.values().cloned().collect(),
+            kernel: self.kernel.clone(),
+            datastore: self.names.clone(),
+        };
         let view = self.books.view();
         self.publish.send_replace(Arc::new(Published { view, status, at }));
     }

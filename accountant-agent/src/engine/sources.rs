@@ -4,6 +4,7 @@
 //! told to read, and for news of its source, which it looks at at once.
 
 use accountant_core::snapshot::Source;
+use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::{Poll, RuleSource, SourceError, Wanted};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -16,6 +17,16 @@ use tokio::sync::mpsc as channel;
 
 /// Makes a source, on the thread that will read it.
 pub type Make = Box<dyn FnMut() -> Result<Box<dyn RuleSource>, SourceError> + Send>;
+
+/// All sources, and the programs in the kernel that they share.
+pub struct Sources {
+    /// How to make each.
+    pub makes: Vec<(Source, Make)>,
+    /// The programs.
+    pub programs: Arc<Programs>,
+    /// Whether the agent is ready only with them.
+    pub needs_programs: bool,
+}
 
 /// What a source's thread reports.
 #[derive(Debug)]

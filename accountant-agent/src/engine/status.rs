@@ -1,6 +1,7 @@
 //! How sources and datastore are doing: what `check`, `/readyz` and the agent's own metrics say.
 
 use accountant_core::snapshot::Source;
+use accountant_dataplane::in_place::CannotHere;
 use accountant_dataplane::source::{How, Note};
 use accountant_dataplane::{Poll, SourceError};
 use serde::Serialize;
@@ -154,11 +155,40 @@ pub struct DatastoreStatus {
     pub objects: BTreeMap<String, usize>,
 }
 
+/// How the programs in the kernel are doing.
+#[derive(Clone, Debug, Default)]
+pub struct KernelStatus {
+    /// Why there are none; none if there are.
+    pub reason: Option<CannotHere>,
+    /// Whether the agent is ready only with them.
+    pub needed: bool,
+    /// Packets that they saw, by how well.
+    pub packets: BTreeMap<&'static str, u64>,
+}
+
+impl KernelStatus {
+    /// Whether they are attached.
+    pub fn is_attached(&self) -> bool {
+        self.reason.is_none()
+    }
+
+    /// In words, with the reason for what cannot be.
+    pub fn describe(&self) -> String {
+        match &self.reason {
+            None => "attached: they see which policy decides on each packet".into(),
+            Some(CannotHere::NotYet) => "not attached: there is no chain of an endpoint to watch".into(),
+            Some(reason) => format!("not attached: {reason}"),
+        }
+    }
+}
+
 /// How everything is doing.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     /// The sources.
     pub sources: Vec<SourceStatus>,
+    /// The programs in the kernel.
+    pub kernel: KernelStatus,
     /// The datastore.
     pub datastore: DatastoreStatus,
 }
@@ -171,6 +201,10 @@ impl Status {
             if matches!(source.state, State::Starting | State::Failing) {
                 reasons.push(format!("source {}: {}", source.source.as_str(), source.reason));
             }
+        }
+        let is_off = |reason: &CannotHere| *reason != CannotHere::NotYet;
+        if self.kernel.needed && self.kernel.reason.as_ref().is_some_and(is_off) {
+            reasons.push(format!("programs in the kernel: {}", self.kernel.describe()));
         }
         if !self.datastore.tried && self.datastore.name != "none" {
             reasons.push(format!("datastore {}: names were not yet looked up", self.datastore.name));

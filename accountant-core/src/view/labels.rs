@@ -10,6 +10,7 @@ use crate::calico::policy::PolicyId;
 use crate::id::{Endpoint, EndpointKind};
 use crate::index::Index;
 use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, Slot, What};
+use crate::watch::Went;
 use std::collections::BTreeMap;
 
 /// All accounts of the ledger, those of equal labels put together.
@@ -75,6 +76,12 @@ fn labels(key: &AccountKey, index: &Index) -> (Family, Vec<Label>) {
         What::Failsafe => {
             labels.extend([("rule", "failsafe".into()), ("verdict", "accepted".into())]);
             Family::EndpointChain
+        }
+        What::Seen { established, went } => {
+            let state = if *established { "established" } else { "new" };
+            let verdict = if *went == Went::On { "accepted" } else { "dropped" };
+            labels.extend([("state", state.into()), ("verdict", verdict.into())]);
+            Family::Endpoint
         }
     };
     (family, labels)

@@ -26,14 +26,22 @@ pub enum Family {
     Profile,
     /// Decided by a rule of the endpoint's own chain.
     EndpointChain,
+    /// Seen by the programs in the kernel.
+    Endpoint,
     /// Could not be charged to anything.
     Unattributed,
 }
 
 impl Family {
     /// All families in the order in which they are shown.
-    pub const ALL: [Self; 5] =
-        [Self::Policy, Self::DefaultDeny, Self::Profile, Self::EndpointChain, Self::Unattributed];
+    pub const ALL: [Self; 6] = [
+        Self::Policy,
+        Self::DefaultDeny,
+        Self::Profile,
+        Self::EndpointChain,
+        Self::Endpoint,
+        Self::Unattributed,
+    ];
 
     /// The name without prefix and unit.
     pub fn as_str(self) -> &'static str {
@@ -42,6 +50,7 @@ impl Family {
             Self::DefaultDeny => "default_deny",
             Self::Profile => "profile",
             Self::EndpointChain => "endpoint_chain",
+            Self::Endpoint => "endpoint",
             Self::Unattributed => "unattributed",
         }
     }

@@ -97,6 +97,7 @@ impl Source {
             may_dip: self.may_dip,
             in_flight: if legacy { 0 } else { CPUS as u32 },
             at: self.now,
+            verdicts: None,
         };
         self.retired.clear();
         self.rewrites = 0;

@@ -16,8 +16,11 @@ use std::sync::Arc;
 /// `nft_counter`: bytes, then packets.
 const PACKETS_AT: u32 = 8;
 
+/// An endpoint's chain, and what to watch of it; none if there is more than can be.
+type List = (ChainName, Option<Arc<WatchList>>);
+
 /// What to watch of each endpoint's chain, by table.
-pub(super) type Lists = BTreeMap<TableId, Vec<(ChainName, Option<Arc<WatchList>>)>>;
+pub(super) type Lists = BTreeMap<TableId, Vec<List>>;
 
 /// The rules of all endpoints' chains that tell what becomes of a packet.
 pub(super) fn lists(mirror: &Mirror) -> Lists {
@@ -35,7 +38,7 @@ pub(super) fn lists(mirror: &Mirror) -> Lists {
 
 /// The chains that these rules are in.
 pub(super) fn chains(lists: &Lists) -> BTreeSet<ChainKey> {
-    let of_table = |(table, lists): (&TableId, &Vec<(ChainName, Option<Arc<WatchList>>)>)| {
+    let of_table = |(table, lists): (&TableId, &Vec<List>)| {
         let rules = lists.iter().filter_map(|(_, list)| list.as_ref()).flat_map(|list| &list.rules);
         let key = |rule: &WatchedRule| ChainKey { table: *table, chain: rule.chain.clone() };
         rules.map(key).collect::<Vec<_>>()
@@ -64,8 +67,8 @@ impl PackedTable {
     }
 
     /// The chains of endpoints of this table, with where their rules are.
-    pub(super) fn watched(&self, lists: Vec<(ChainName, Option<Arc<WatchList>>)>) -> Vec<Watched> {
-        let watched = |(chain, list): (ChainName, Option<Arc<WatchList>>)| {
+    pub(super) fn watched(&self, lists: Vec<List>) -> Vec<Watched> {
+        let watched = |(chain, list): List| {
             let places = list.as_ref().and_then(|list| self.places(list));
             Watched { chain, list, places }
         };

@@ -95,6 +95,16 @@ metrics! {
         "Length of the packets that a rule of the endpoint's own chain decided about, before any policy."
         "where the packets are absent"
 
+    "endpoint":
+    ENDPOINT_PACKETS Counter "calico_accountant_endpoint_packets_total" in "packets"
+        ["namespace" "pod" "direction" "ip_version" "state" "verdict"]
+        "Packets to (ingress) or from (egress) the endpoint that the programs in the kernel saw: of established and related connections, or new (all others); accepted packets went on beyond its chain."
+        "without programs in the kernel (`accountant check` says why)"
+    ENDPOINT_BYTES Counter "calico_accountant_endpoint_bytes_total" in "bytes"
+        ["namespace" "pod" "direction" "ip_version" "state" "verdict"]
+        "Length of the packets to or from the endpoint that the programs in the kernel saw."
+        "where the packets are absent"
+
     "unattributed":
     UNATTRIBUTED_PACKETS Counter "calico_accountant_unattributed_packets_total" in "packets"
         ["source" "cause"]
@@ -164,6 +174,14 @@ metrics! {
         ["source" "event"]
         "Things that happened to the source and are worth knowing: the lock not had in time, a rewrite seen too late, lost notifications, interrupted dumps."
         "for events that did not occur"
+    KERNEL_PROGRAMS Gauge "calico_accountant_kernel_programs_attached" in "0 or 1"
+        []
+        "Whether programs in the kernel see which policy decides on each packet; where not, `accountant check` says why."
+        "never"
+    KERNEL_PACKETS Counter "calico_accountant_kernel_packets_total" in "packets"
+        ["result"]
+        "Packets that the programs in the kernel saw, once for each endpoint's chain: of established connections; others by their path through the rules, or (rules being rewritten, too many of them) by verdict alone; lost ones were neither seen to go on nor dropped."
+        "without programs in the kernel"
     DATASTORE_IN_SYNC Gauge "calico_accountant_datastore_in_sync" in "0 or 1"
         ["kind"]
         "Whether all names were looked up and are followed."

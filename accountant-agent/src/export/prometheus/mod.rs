@@ -11,7 +11,7 @@ mod text;
 pub use text::Format;
 
 use crate::engine::Published;
-use crate::engine::status::{SourceStatus, State};
+use crate::engine::status::{KernelStatus, SourceStatus, State};
 use accountant_core::Counter;
 use accountant_core::view::{Accounts, CompatAccount, CompatFamily, Family};
 use metrics::Metric;
@@ -59,6 +59,7 @@ impl Exporter {
             self.compat_families(&mut text, published, &rendered);
         }
         source_families(&mut text, &published.status.sources);
+        kernel_families(&mut text, &published.status.kernel);
         datastore_families(&mut text, published);
         text.family(&metrics::BUILD_INFO);
         text.sample(metrics::BUILD_INFO.name, &render_labels([("version", env!("CARGO_PKG_VERSION"))]), 1);
@@ -132,6 +133,7 @@ fn family_metrics(family: Family) -> (&'static Metric, Option<&'static Metric>) 
         Family::DefaultDeny => (&metrics::DEFAULT_DENY_PACKETS, Some(&metrics::DEFAULT_DENY_BYTES)),
         Family::Profile => (&metrics::PROFILE_PACKETS, Some(&metrics::PROFILE_BYTES)),
         Family::EndpointChain => (&metrics::ENDPOINT_CHAIN_PACKETS, Some(&metrics::ENDPOINT_CHAIN_BYTES)),
+        Family::Endpoint => (&metrics::ENDPOINT_PACKETS, Some(&metrics::ENDPOINT_BYTES)),
         Family::Unattributed => (&metrics::UNATTRIBUTED_PACKETS, None),
     }
 }
@@ -211,6 +213,15 @@ fn by_kind(
                 *count,
             );
         }
+    }
+}
+
+fn kernel_families(text: &mut Text, kernel: &KernelStatus) {
+    text.family(&metrics::KERNEL_PROGRAMS);
+    text.sample(metrics::KERNEL_PROGRAMS.name, "", u64::from(kernel.is_attached()));
+    text.family(&metrics::KERNEL_PACKETS);
+    for (result, packets) in &kernel.packets {
+        text.sample(metrics::KERNEL_PACKETS.name, &render_labels([("result", *result)]), *packets);
     }
 }
 
