@@ -36,7 +36,7 @@ const WALLS: [Wall; 7] = [
     Wall {
         name: CORE,
         ours: &[],
-        others: Some(&["base64", "sha1", "sha2", "slab", "smallvec", "thiserror"]),
+        others: Some(&["base64", "hashbrown", "sha1", "sha2", "slab", "smallvec", "thiserror"]),
         never: &[],
     },
     Wall { name: SYS, ours: &[ABI], others: Some(&["aya", "libc", "thiserror"]), never: &[] },

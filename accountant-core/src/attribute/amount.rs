@@ -49,6 +49,11 @@ impl Amount {
         Self { packets: self.packets.max(other.packets), bytes: self.bytes.max(other.bytes) }
     }
 
+    /// Whether neither part is more than in the other.
+    pub(crate) fn is_within(self, other: Self) -> bool {
+        self.packets <= other.packets && self.bytes <= other.bytes
+    }
+
     /// Each part, but not less than nothing.
     pub(crate) fn at_least_zero(self) -> Self {
         self.max(Self::ZERO)

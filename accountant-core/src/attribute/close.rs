@@ -53,7 +53,7 @@ impl Settler<'_> {
     fn stands_in(&self, row: EquationId) -> bool {
         let is_straddled = |row: &EquationId| {
             let row = &self.store[*row];
-            row.role == Role::Counts && row.doubt.is_some_and(|doubt| doubt.blame == Blame::Elsewhere)
+            row.role == Role::Counts && row.doubt().is_some_and(|doubt| doubt.blame == Blame::Elsewhere)
         };
         let mut rows = self.store[row].terms.iter().flat_map(|&term| &self.store[term].rows);
         self.store[row].role == Role::Helps && rows.any(is_straddled)
@@ -70,25 +70,26 @@ impl Settler<'_> {
             let equation = &self.store[row];
             let low = equation.low();
             if component.rows.contains(&row) && !equation.is_helper() {
-                self.charge(row, component, known, (low - equation.settled).at_least_zero());
+                self.charge(row, component, known, (low - equation.settled()).at_least_zero());
             }
             let claimed = self.claimed(row);
             // Where only one of them can have done anything it is clear who did what is not settled.
             let is_shared = self.store[row].terms.iter().filter(|&&term| can_move(term)).count() > 1;
             let (snapshot, high) = (self.snapshot, self.store[row].high(self.snapshot));
             let equation = &mut self.store[row];
-            equation.settled = low.max(equation.settled + claimed);
+            let settled = low.max(equation.settled() + claimed);
+            equation.readings_mut().settled = settled;
             equation.waited = 0;
             if equation.is_helper() {
                 equation.unusable = true;
-            } else if is_shared || equation.doubt.is_some() {
-                equation.doubt = Some(Doubt {
-                    blame: equation.doubt.map_or(Blame::Terms, |doubt| doubt.blame),
+            } else if is_shared || equation.doubt().is_some() {
+                equation.set_doubt(Some(Doubt {
+                    blame: equation.doubt().map_or(Blame::Terms, |doubt| doubt.blame),
                     refutable: false,
-                    from: equation.settled,
+                    from: settled,
                     to: high.is_bounded().then_some(high),
                     since: snapshot,
-                });
+                }));
             }
         }
         for &column in &component.columns {
@@ -109,18 +110,19 @@ impl Settler<'_> {
         let before = |&term: &UnknownId| -> Amount {
             let unknown = &self.store[term];
             let rows = unknown.rows.iter().map(|&row| &self.store[row]);
-            let rows = rows.filter(|row| row.role == Role::Counts && row.doubt.is_none());
-            rows.map(|row| (row.high(self.snapshot) - row.settled).at_least_zero()).sum()
+            let rows = rows.filter(|row| row.role == Role::Counts && row.doubt().is_none());
+            rows.map(|row| (row.high(self.snapshot) - row.settled()).at_least_zero()).sum()
         };
         // Not more than the sum itself can have held by then, and missed before.
-        let missed = column.missing.map_or(Amount::ZERO, |missing| missing.most);
-        let held = (high - column.settled).at_least_zero() + missed;
+        let missed = column.missing().map_or(Amount::ZERO, |missing| missing.most);
+        let held = (high - column.settled()).at_least_zero() + missed;
         let most = column.terms.iter().map(before).sum::<Amount>().min(held);
         let (snapshot, column) = (self.snapshot, &mut self.store[id]);
-        column.settled = low;
-        column.missing = Some(Missing { most, refutable: false });
+        column.readings_mut().settled = low;
+        column.set_missing(Missing { most, refutable: false });
         let blame = Blame::Elsewhere;
-        column.doubt = Some(Doubt { blame, refutable: false, from: low, to: Some(high), since: snapshot });
+        let doubt = Doubt { blame, refutable: false, from: low, to: Some(high), since: snapshot };
+        column.set_doubt(Some(doubt));
     }
 
     /// The rows that have an unknown of the component in them.
@@ -152,7 +154,7 @@ impl Settler<'_> {
         }
         let left = (held - self.claimed(id)).at_least_zero();
         let most = known.and_then(|known| known.doubtful.get(&id).copied());
-        let doubtful = match (row.doubt, known) {
+        let doubtful = match (row.doubt(), known) {
             // Numbers that were believed leave no doubt.
             (Some(_), Some(_)) => most.unwrap_or(Amount::ZERO).min(left),
             (Some(_), None) => left,
@@ -162,7 +164,7 @@ impl Settler<'_> {
         let is_open =
             |&term: &UnknownId| known.is_some_and(|known| self.is_undecided(component, known, term));
         let open: Vec<_> = row.terms.iter().copied().filter(is_open).collect();
-        let key_of_doubtful = match row.doubt.map(|doubt| doubt.blame) {
+        let key_of_doubtful = match row.doubt().map(|doubt| doubt.blame) {
             Some(Blame::Nobody(cause)) => Some(Key::Unattributed(self.source, cause)),
             Some(Blame::Terms) => Some(self.one_of(&terms)),
             Some(Blame::Elsewhere) | None => None,

@@ -8,7 +8,7 @@
 
 use super::amount::Amount;
 use super::program::Relation;
-use super::store::UnknownId;
+use super::store::Terms;
 use crate::ChainName;
 use crate::ledger::Cause;
 
@@ -20,6 +20,8 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
+    const NONE: Self = Self { plus: Amount::ZERO, minus: Amount::ZERO };
+
     pub(crate) fn difference(self) -> Amount {
         self.plus - self.minus
     }
@@ -71,29 +73,56 @@ pub(crate) struct Missing {
     pub(crate) refutable: bool,
 }
 
-/// A sum of counters that equals a sum of unknowns.
-#[derive(Clone, Debug)]
-pub(crate) struct Equation {
-    pub(crate) chain: ChainName,
-    pub(crate) relation: Relation,
-    pub(crate) role: Role,
-    pub(crate) terms: Vec<UnknownId>,
-    /// Terms that are subtracted.
-    pub(crate) minus_terms: Vec<UnknownId>,
-    /// The terms that the present rules give it; `terms` can have more until it is settled.
-    pub(crate) present: Vec<UnknownId>,
-    /// Whether counters are subtracted.
-    pub(crate) is_difference: bool,
+/// What was read, and how much of it is accounted for; since everything that was read last was accounted for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Readings {
     pub(crate) now: Sides,
     pub(crate) last: Sides,
     /// The reading before `last`.
     pub(crate) before: Sides,
     /// The greatest difference of any reading before the latest, less what can have been between two rules.
     pub(crate) floor: Amount,
-    /// How many packets can have been between two rules at the latest reading.
-    pub(crate) in_flight: u32,
     /// How much of it is accounted for.
     pub(crate) settled: Amount,
+}
+
+impl Readings {
+    const NONE: &Self = &Self {
+        now: Sides::NONE,
+        last: Sides::NONE,
+        before: Sides::NONE,
+        floor: Amount::ZERO,
+        settled: Amount::ZERO,
+    };
+
+    /// Whether it rests with all of it accounted for.
+    fn is_accounted(&self) -> bool {
+        self.now == self.last
+            && self.last == self.before
+            && self.settled == self.now.difference()
+            && self.floor.is_within(self.settled)
+    }
+}
+
+/// A sum of counters that equals a sum of unknowns.
+///
+/// There are some ten thousand on a node, and most of them rest: what only one that moves or is in doubt needs is apart.
+#[derive(Clone, Debug)]
+pub(crate) struct Equation {
+    pub(crate) chain: ChainName,
+    pub(crate) relation: Relation,
+    pub(crate) role: Role,
+    pub(crate) terms: Terms,
+    /// Terms that are subtracted.
+    pub(crate) minus_terms: Terms,
+    /// Terms that the present rules no longer give it; they stay until it is settled.
+    pub(crate) former: Terms,
+    /// Whether counters are subtracted.
+    pub(crate) is_difference: bool,
+    /// `None` where nothing moved since all was accounted for.
+    readings: Option<Box<Readings>>,
+    /// How many packets can have been between two rules at the latest reading.
+    pub(crate) in_flight: u32,
     /// Whether rules feed it, and whether they ever did.
     pub(crate) fed: bool,
     pub(crate) ever_fed: bool,
@@ -102,8 +131,8 @@ pub(crate) struct Equation {
     pub(crate) read_before: u64,
     /// The snapshot in which it last moved.
     pub(crate) moved_in: u64,
-    pub(crate) doubt: Option<Doubt>,
-    pub(crate) missing: Option<Missing>,
+    doubt: Option<Box<Doubt>>,
+    missing: Option<Box<Missing>>,
     /// Not to be used until it is settled at rest.
     pub(crate) unusable: bool,
     /// How many snapshots it has waited to be settled.
@@ -116,16 +145,12 @@ impl Equation {
             chain,
             relation,
             role: Role::Counts,
-            terms: Vec::new(),
-            minus_terms: Vec::new(),
-            present: Vec::new(),
+            terms: Terms::new(),
+            minus_terms: Terms::new(),
+            former: Terms::new(),
             is_difference: false,
-            now: Sides::default(),
-            last: Sides::default(),
-            before: Sides::default(),
-            floor: Amount::ZERO,
+            readings: None,
             in_flight: 0,
-            settled: Amount::ZERO,
             fed: false,
             ever_fed: false,
             read_in: 0,
@@ -136,6 +161,40 @@ impl Equation {
             unusable: false,
             waited: 0,
         }
+    }
+
+    /// What was read.
+    pub(crate) fn readings(&self) -> &Readings {
+        self.readings.as_deref().unwrap_or(Readings::NONE)
+    }
+
+    /// What was read, to be changed.
+    pub(crate) fn readings_mut(&mut self) -> &mut Readings {
+        let floor = Amount::ZERO - self.passing();
+        self.readings.get_or_insert_with(|| Box::new(Readings { floor, ..Readings::default() }))
+    }
+
+    /// How much of it is accounted for.
+    pub(crate) fn settled(&self) -> Amount {
+        self.readings().settled
+    }
+
+    /// The part that none of its terms need have caused.
+    pub(crate) fn doubt(&self) -> Option<Doubt> {
+        self.doubt.as_deref().copied()
+    }
+
+    pub(crate) fn set_doubt(&mut self, doubt: Option<Doubt>) {
+        self.doubt = doubt.map(Box::new);
+    }
+
+    /// The part of what its terms did that it does not know of.
+    pub(crate) fn missing(&self) -> Option<Missing> {
+        self.missing.as_deref().copied()
+    }
+
+    pub(crate) fn set_missing(&mut self, missing: Missing) {
+        self.missing = Some(Box::new(missing));
     }
 
     /// Whether it only helps to determine what is accounted for by others.
@@ -149,14 +208,15 @@ impl Equation {
 
     /// What it surely holds between the last two readings, since the first one.
     pub(crate) fn low(&self) -> Amount {
+        let readings = self.readings();
         if !self.minus_terms.is_empty() {
             // It can fall, so that no reading but the last two tells of it.
-            return self.last.plus - self.now.minus;
+            return readings.last.plus - readings.now.minus;
         }
         if !self.fed || !self.is_difference {
-            return self.last.difference();
+            return readings.last.difference();
         }
-        self.floor
+        self.readings.as_ref().map_or_else(|| Amount::ZERO - self.passing(), |readings| readings.floor)
     }
 
     /// What packets that are between two rules can make a difference too large by, in the reading that is latest now.
@@ -172,13 +232,13 @@ impl Equation {
     pub(crate) fn high(&self, snapshot: u64) -> Amount {
         match self.fed && self.read_in != snapshot {
             true => Amount::UNBOUNDED,
-            false => self.now.plus - self.last.minus,
+            false => self.readings().now.plus - self.readings().last.minus,
         }
     }
 
     /// What it holds at rest and is not settled.
     pub(crate) fn rest(&self) -> Amount {
-        self.now.difference() - self.settled
+        self.readings().now.difference() - self.settled()
     }
 
     /// Whether it was read twice running without a move in between, or nothing moves it any more.
@@ -195,7 +255,7 @@ impl Equation {
 
     /// The most that its doubtful part can be.
     pub(crate) fn doubtful(&self) -> Amount {
-        self.doubt.map_or(Amount::ZERO, |doubt| match doubt.to {
+        self.doubt().map_or(Amount::ZERO, |doubt| match doubt.to {
             None => Amount::UNBOUNDED,
             Some(to) => (to - doubt.from).at_least_zero(),
         })
@@ -206,11 +266,14 @@ impl Equation {
     /// `in_flight` is how many packets can be between two rules while counters are read.
     pub(crate) fn begin_reading(&mut self, snapshot: u64, in_flight: u32) {
         if self.read_in != snapshot {
-            self.floor = self.floor.max(self.now.difference() - self.passing());
+            let passing = self.passing();
+            if let Some(readings) = &mut self.readings {
+                readings.floor = readings.floor.max(readings.now.difference() - passing);
+                (readings.before, readings.last) = (readings.last, readings.now);
+            }
             self.in_flight = in_flight;
             self.read_before = self.read_in;
             self.read_in = snapshot;
-            (self.before, self.last) = (self.last, self.now);
         }
     }
 
@@ -219,23 +282,24 @@ impl Equation {
         self.unusable |= !self.minus_terms.is_empty();
         // Endpoints may have been read before the shared chain that they call, so that they can have lost what it told
         // of at the last reading.
-        let low = if self.is_column() { self.before.difference() } else { self.low().at_least_zero() };
-        let from = low.max(self.settled);
-        let old = self.doubt;
-        self.doubt = Some(Doubt {
+        let before = self.readings().before.difference();
+        let low = if self.is_column() { before } else { self.low().at_least_zero() };
+        let from = low.max(self.settled());
+        let old = self.doubt();
+        self.set_doubt(Some(Doubt {
             blame: old.map_or(blame, |old| old.blame),
             refutable: refutable && old.is_none_or(|old| old.refutable),
             from: old.map_or(from, |old| old.from.min(from)),
             to: None,
             since: snapshot,
-        });
+        }));
     }
 
     /// Notes that the terms did things that it does not know of.
     pub(crate) fn misses(&mut self, most: Amount, refutable: bool) {
         self.unusable |= !self.minus_terms.is_empty();
-        let old = self.missing;
-        self.missing = Some(Missing {
+        let old = self.missing();
+        self.set_missing(Missing {
             most: most + old.map_or(Amount::ZERO, |old| old.most),
             refutable: refutable && old.is_none_or(|old| old.refutable),
         });
@@ -243,9 +307,10 @@ impl Equation {
 
     /// A doubt ends with the first reading after it arose.
     pub(crate) fn end_doubt(&mut self, snapshot: u64) {
+        let readings = self.readings();
         let high = match self.fed {
-            true => self.now.plus - self.last.minus,
-            false => self.now.difference(),
+            true => readings.now.plus - readings.last.minus,
+            false => readings.now.difference(),
         };
         if let Some(doubt) = &mut self.doubt
             && doubt.to.is_none()
@@ -261,16 +326,28 @@ impl Equation {
     /// Its rules are gone: what it holds now is all there will be.
     pub(crate) fn orphan(&mut self) {
         self.fed = false;
-        self.last = self.now;
+        if let Some(readings) = &mut self.readings {
+            readings.last = readings.now;
+        }
     }
 
     /// All of it is accounted for, at rest.
     pub(crate) fn close(&mut self) {
-        self.settled = self.now.difference();
+        if let Some(readings) = &mut self.readings {
+            readings.settled = readings.now.difference();
+        }
         self.doubt = None;
         self.missing = None;
         self.unusable = false;
         self.waited = 0;
+    }
+
+    /// Starts its readings anew where it rests and all of it is accounted for: they are told from nothing then.
+    pub(crate) fn forget_accounted(&mut self) {
+        let is_certain = self.doubt.is_none() && self.missing.is_none() && !self.unusable;
+        if is_certain && self.readings.as_ref().is_some_and(|readings| readings.is_accounted()) {
+            self.readings = None;
+        }
     }
 }
 

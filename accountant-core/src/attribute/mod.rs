@@ -13,6 +13,7 @@ mod amount;
 mod bounds;
 mod close;
 mod equation;
+mod indexed;
 mod naming;
 mod program;
 mod settle;
@@ -232,8 +233,9 @@ impl Attributor {
             }
             let (plus, minus) = (feed.sum(&feed.plus, delta), feed.sum(&feed.minus, delta));
             if plus != Amount::ZERO || minus != Amount::ZERO {
-                equation.now.plus += plus;
-                equation.now.minus += minus;
+                let now = &mut equation.readings_mut().now;
+                now.plus += plus;
+                now.minus += minus;
                 equation.moved_in = self.snapshot;
             }
         }

@@ -32,6 +32,9 @@ pub(super) fn settle(table: &mut Attributor, out: &mut Attribution) {
         settler.component(&component);
     }
     settler.drop_unused();
+    for equation in settler.store.equations_mut() {
+        equation.forget_accounted();
+    }
 }
 
 pub(super) struct Settler<'a> {
@@ -63,22 +66,27 @@ impl Settler<'_> {
         let moved: Vec<_> = self
             .store
             .equations()
-            .filter(|(_, e)| e.now.plus != e.settled)
+            .filter(|(_, e)| e.readings().now.plus != e.settled())
             .map(|(id, _)| id)
             .filter(|&id| self.store.is_direct(id))
             .collect();
         for id in moved {
             let row = &mut self.store[id];
-            if row.fed && row.read_in != self.snapshot {
-                row.last = row.now;
+            let is_unread = row.fed && row.read_in != self.snapshot;
+            let (term, readings) = (row.terms[0], row.readings_mut());
+            if is_unread {
+                readings.last = readings.now;
             }
-            let (term, held) = (row.terms[0], row.now.plus - row.settled);
-            let settled = row.last.plus - row.settled;
-            row.settled = row.last.plus;
+            let held = readings.now.plus - readings.settled;
+            let settled = readings.last.plus - readings.settled;
+            readings.settled = readings.last.plus;
             self.claim(term, held);
             self.store[term].posted -= settled;
+            if settled == Amount::ZERO {
+                continue;
+            }
             for column in self.store[term].columns.clone() {
-                self.store[column].settled += settled;
+                self.store[column].readings_mut().settled += settled;
             }
         }
     }
@@ -177,14 +185,15 @@ impl Settler<'_> {
         let mut all = rows.clone().chain(component.columns.iter().map(|&column| &self.store[column]));
         rows.clone().all(|row| row.waited < PATIENCE)
             || rows.clone().any(|row| !row.minus_terms.is_empty())
-            || all.any(|equation| equation.doubt.is_some_and(|doubt| doubt.to.is_none()))
+            || all.any(|equation| equation.doubt().is_some_and(|doubt| doubt.to.is_none()))
     }
 
     /// Whether everything in the rows of a component can have been done by their terms.
     fn explains(&self, component: &Component, known: &Known) -> bool {
         component.rows.iter().all(|&row| {
             let equation = &self.store[row];
-            let is_accounted = equation.role != Role::Counts || equation.unusable || equation.doubt.is_some();
+            let is_accounted =
+                equation.role != Role::Counts || equation.unusable || equation.doubt().is_some();
             is_accounted
                 || !(equation.rest() - self.claimed(row)).any_positive()
                 || equation.terms.iter().any(|&term| self.is_undecided(component, known, term))
@@ -219,14 +228,11 @@ impl Settler<'_> {
     fn drop_unused(&mut self) {
         let snapshot = self.snapshot;
         let at_rest = |equation: &super::equation::Equation| {
-            equation.is_quiet(snapshot) && equation.rest() == Amount::ZERO && equation.doubt.is_none()
+            equation.is_quiet(snapshot) && equation.rest() == Amount::ZERO && equation.doubt().is_none()
         };
         let rows = self.store.equations().filter(|(_, e)| !e.is_column());
         let rows: Vec<_> = rows
-            .filter(|(_, e)| {
-                let terms = e.terms.len() + e.minus_terms.len();
-                !e.fed || (terms > e.present.len() && (at_rest(e) || e.is_helper()))
-            })
+            .filter(|(_, e)| !e.fed || (!e.former.is_empty() && (at_rest(e) || e.is_helper())))
             .map(|(id, _)| id)
             .collect();
         for &id in &rows {

@@ -78,8 +78,8 @@ impl Settler<'_> {
     fn is_refutable(&self, component: &Component) -> bool {
         self.rows_of(component).iter().chain(&component.columns).all(|&id| {
             let equation = &self.store[id];
-            equation.doubt.is_none_or(|doubt| doubt.refutable)
-                && equation.missing.is_none_or(|missing| missing.refutable)
+            equation.doubt().is_none_or(|doubt| doubt.refutable)
+                && equation.missing().is_none_or(|missing| missing.refutable)
         })
     }
 
@@ -132,8 +132,8 @@ impl Settler<'_> {
     fn bounds(&self, equation: &Equation, worth: Worth, unit: Unit) -> (i128, i128) {
         match worth {
             Worth::Moving => {
-                let low = equation.low() - equation.settled;
-                let high = equation.high(self.snapshot) - equation.settled;
+                let low = equation.low() - equation.settled();
+                let high = equation.high(self.snapshot) - equation.settled();
                 (low.get(unit), high.get(unit))
             }
             _ => (equation.rest().get(unit), equation.rest().get(unit)),
@@ -159,12 +159,12 @@ impl Settler<'_> {
                 (low, high) = (low - most, high - least);
             }
         }
-        if let Some(missing) = row.missing
+        if let Some(missing) = row.missing()
             && worth != Worth::Believed
         {
             high += missing.most.get(unit);
         }
-        if row.doubt.is_some() && worth != Worth::Believed {
+        if row.doubt().is_some() && worth != Worth::Believed {
             plus.push(system.doubt(id, row.doubtful()));
         }
         system.sums.push(Sum { plus, minus, low, high });
@@ -194,12 +194,12 @@ impl Settler<'_> {
         let is_of_many = chains.next().is_some_and(|first| chains.any(|chain| chain != first));
         let is_unproven = is_of_many && column.terms.iter().any(|&term| self.is_lone(term));
         let is_doubted = worth != Worth::Believed || is_unproven;
-        if let Some(missing) = column.missing
+        if let Some(missing) = column.missing()
             && is_doubted
         {
             high += missing.most.get(unit);
         }
-        if column.doubt.is_some() && is_doubted {
+        if column.doubt().is_some() && is_doubted {
             plus.push(system.doubt(id, column.doubtful()));
         }
         system.sums.push(Sum { plus, minus: vec![], low: low.max(0), high });
@@ -219,7 +219,7 @@ impl Settler<'_> {
     /// this: it tells that the rows are right where it is open how to split them.
     fn balance(&self, system: &System, component: &Component, rows: &[EquationId]) -> Option<Sum> {
         let &System { worth, unit, ref place, .. } = system;
-        let is_whole = |equation: &Equation| equation.missing.is_none() || worth == Worth::Believed;
+        let is_whole = |equation: &Equation| equation.missing().is_none() || worth == Worth::Believed;
         let mut sum = Sum::default();
         for &id in rows {
             let row = &self.store[id];

@@ -5,19 +5,24 @@
 
 use super::amount::Amount;
 use super::equation::Equation;
+use super::indexed::{Identified, Indexed};
 use super::program::{Outcome, Relation};
 use crate::ChainName;
 use crate::ledger::Key;
-use slab::Slab;
-use std::collections::HashMap;
+use smallvec::SmallVec;
 
 /// Index of an equation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct EquationId(pub(crate) usize);
+pub(crate) struct EquationId(u32);
 
 /// Index of an unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct UnknownId(pub(crate) usize);
+pub(crate) struct UnknownId(u32);
+
+/// Unknowns of an equation: mostly one or two.
+pub(crate) type Terms = SmallVec<[UnknownId; 4]>;
+/// Equations of an unknown: mostly one or two.
+pub(crate) type Equations = SmallVec<[EquationId; 4]>;
 
 /// Something that packets can have become.
 #[derive(Clone, Debug)]
@@ -27,51 +32,58 @@ pub(crate) struct Unknown {
     /// Where it is posted to.
     pub(crate) key: Option<Key>,
     /// Equations of its endpoint that it is in.
-    pub(crate) rows: Vec<EquationId>,
+    pub(crate) rows: Equations,
     /// Equations of its endpoint that subtract it.
-    pub(crate) minus_rows: Vec<EquationId>,
+    pub(crate) minus_rows: Equations,
     /// Equations of shared chains that it is in.
-    pub(crate) columns: Vec<EquationId>,
+    pub(crate) columns: Equations,
     /// Whether it is only possible because not every version of its policy was seen.
     pub(crate) guessed: bool,
     /// What was posted of it since its equations were last settled.
     pub(crate) posted: Amount,
 }
 
+impl Identified for Equation {
+    type What = Relation;
+    fn identity(&self) -> (&ChainName, &Relation) {
+        (&self.chain, &self.relation)
+    }
+}
+
+impl Identified for Unknown {
+    type What = Outcome;
+    fn identity(&self) -> (&ChainName, &Outcome) {
+        (&self.chain, &self.outcome)
+    }
+}
+
 /// Equations and unknowns by identity.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    equations: Slab<Equation>,
-    equation_ids: HashMap<(ChainName, Relation), EquationId>,
-    unknowns: Slab<Unknown>,
-    unknown_ids: HashMap<(ChainName, Outcome), UnknownId>,
+    equations: Indexed<Equation>,
+    unknowns: Indexed<Unknown>,
 }
 
 impl Store {
     /// The equation of this identity, made when it is not there.
     pub(crate) fn equation(&mut self, chain: &ChainName, relation: &Relation) -> EquationId {
-        let equations = &mut self.equations;
-        *self
-            .equation_ids
-            .entry((chain.clone(), relation.clone()))
-            .or_insert_with(|| EquationId(equations.insert(Equation::new(chain.clone(), relation.clone()))))
+        let new = || Equation::new(chain.clone(), relation.clone());
+        EquationId(self.equations.number(chain, relation, new))
     }
 
     /// The unknown of this identity, made when it is not there.
     pub(crate) fn unknown(&mut self, chain: &ChainName, outcome: &Outcome) -> UnknownId {
-        let unknowns = &mut self.unknowns;
-        *self.unknown_ids.entry((chain.clone(), outcome.clone())).or_insert_with(|| {
-            UnknownId(unknowns.insert(Unknown {
-                chain: chain.clone(),
-                outcome: outcome.clone(),
-                key: None,
-                rows: Vec::new(),
-                minus_rows: Vec::new(),
-                columns: Vec::new(),
-                guessed: true,
-                posted: Amount::ZERO,
-            }))
-        })
+        let new = || Unknown {
+            chain: chain.clone(),
+            outcome: outcome.clone(),
+            key: None,
+            rows: Equations::new(),
+            minus_rows: Equations::new(),
+            columns: Equations::new(),
+            guessed: true,
+            posted: Amount::ZERO,
+        };
+        UnknownId(self.unknowns.number(chain, outcome, new))
     }
 
     /// All equations.
@@ -81,7 +93,7 @@ impl Store {
 
     /// All equations, to be changed.
     pub(crate) fn equations_mut(&mut self) -> impl Iterator<Item = &mut Equation> {
-        self.equations.iter_mut().map(|(_, equation)| equation)
+        self.equations.iter_mut()
     }
 
     /// All unknowns.
@@ -91,7 +103,7 @@ impl Store {
 
     /// Whether the present rules can make an unknown grow.
     pub(crate) fn is_present(&self, id: UnknownId, unknown: &Unknown) -> bool {
-        unknown.rows.iter().any(|&row| self[row].fed && self[row].present.contains(&id))
+        unknown.rows.iter().any(|&row| self[row].fed && !self[row].former.contains(&id))
     }
 
     /// Whether the counter of this equation is the answer to its only term.
@@ -100,8 +112,8 @@ impl Store {
         equation.role == super::equation::Role::Counts
             && !equation.is_difference
             && equation.terms.len() == 1
-            && equation.doubt.is_none()
-            && equation.missing.is_none()
+            && equation.doubt().is_none()
+            && equation.missing().is_none()
     }
 
     /// Makes an unknown of an endpoint a term of one of its equations.
@@ -131,38 +143,30 @@ impl Store {
     /// Takes out the terms that the present rules no longer give an endpoint's equation.
     pub(crate) fn drop_old_terms(&mut self, row: EquationId) {
         let equation = &mut self[row];
-        let present = std::mem::take(&mut equation.present);
-        let old: Vec<_> = equation.terms.extract_if(.., |term| !present.contains(term)).collect();
-        let old_minus: Vec<_> = equation.minus_terms.extract_if(.., |term| !present.contains(term)).collect();
-        equation.present = present;
-        for unknown in old {
-            self[unknown].rows.retain(|&e| e != row);
-            self.drop_if_unused(unknown);
-        }
-        for unknown in old_minus {
-            self[unknown].minus_rows.retain(|&e| e != row);
+        let former = std::mem::take(&mut equation.former);
+        equation.terms.retain(|term| !former.contains(term));
+        equation.minus_terms.retain(|term| !former.contains(term));
+        for unknown in former {
+            self[unknown].rows.retain(|e| *e != row);
+            self[unknown].minus_rows.retain(|e| *e != row);
             self.drop_if_unused(unknown);
         }
     }
 
     /// Forgets an equation of an endpoint, and unknowns that are in no other.
     pub(crate) fn drop_row(&mut self, row: EquationId) {
-        self[row].present.clear();
+        let equation = &mut self[row];
+        equation.former = equation.terms.iter().chain(&equation.minus_terms).copied().collect();
         self.drop_old_terms(row);
-        self.drop_equation(row);
+        self.equations.remove(row.0);
     }
 
     /// Forgets an equation of a shared chain.
     pub(crate) fn drop_column(&mut self, column: EquationId) {
         for term in std::mem::take(&mut self[column].terms) {
-            self[term].columns.retain(|&e| e != column);
+            self[term].columns.retain(|e| *e != column);
         }
-        self.drop_equation(column);
-    }
-
-    fn drop_equation(&mut self, id: EquationId) {
-        let equation = self.equations.remove(id.0);
-        self.equation_ids.remove(&(equation.chain, equation.relation));
+        self.equations.remove(column.0);
     }
 
     fn drop_if_unused(&mut self, id: UnknownId) {
@@ -171,11 +175,12 @@ impl Store {
         }
         let unknown = self.unknowns.remove(id.0);
         for column in unknown.columns {
-            self[column].terms.retain(|&term| term != id);
+            self[column].terms.retain(|term| *term != id);
             // What was posted of it is accounted for.
-            self[column].settled += unknown.posted;
+            if unknown.posted != Amount::ZERO {
+                self[column].readings_mut().settled += unknown.posted;
+            }
         }
-        self.unknown_ids.remove(&(unknown.chain, unknown.outcome));
     }
 }
 

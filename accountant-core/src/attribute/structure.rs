@@ -201,6 +201,7 @@ impl Attributor {
         let specs = |wide| program::equations(&program.read, &SharedView { table: self, wide });
         let (present, possible) = (specs(false), specs(true));
         let mut feeds: Vec<Feed> = Vec::new();
+        let mut present_terms: HashMap<EquationId, HashSet<UnknownId>> = HashMap::new();
         for (present, Spec { relation, role, plus, minus, outcomes, minus_outcomes }) in
             present.into_iter().zip(possible)
         {
@@ -214,7 +215,8 @@ impl Attributor {
                 self.store.link_minus(row, unknown);
             }
             let now = present.outcomes.iter().chain(&present.minus_outcomes);
-            let now: Vec<_> = now.map(|outcome| self.store.unknown(chain, outcome)).collect();
+            let now = now.map(|outcome| self.store.unknown(chain, outcome));
+            present_terms.entry(row).or_default().extend(now);
             let equation = &mut self.store[row];
             equation.role = role;
             equation.is_difference |= !minus.is_empty();
@@ -223,13 +225,14 @@ impl Attributor {
                 Some(feed) => {
                     feed.plus.extend(plus);
                     feed.minus.extend(minus);
-                    equation.present.extend(now);
                 }
-                None => {
-                    feeds.push(Feed { equation: row, plus, minus });
-                    equation.present = now;
-                }
+                None => feeds.push(Feed { equation: row, plus, minus }),
             }
+        }
+        for (row, present) in present_terms {
+            let equation = &mut self.store[row];
+            let all = equation.terms.iter().chain(&equation.minus_terms);
+            equation.former = all.copied().filter(|term| !present.contains(term)).collect();
         }
         let Some(program) = self.endpoints.get_mut(chain) else { return };
         let new_chain = program.chain.clone();
