@@ -12,6 +12,7 @@ use crate::snapshot::Source;
 use crate::watch::Went;
 use crate::{ChainName, Counter, Direction, IpVersion};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A policy as far as it is known.
@@ -103,13 +104,19 @@ impl Cause {
     }
 }
 
-/// Where a posting goes.
+/// Where a posting goes. Who keeps a key shares it: there are thousands, and several keep each.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
     /// To an account of an endpoint.
-    Account(AccountKey),
+    Account(Arc<AccountKey>),
     /// To the unattributed account of a source.
     Unattributed(Source, Cause),
+}
+
+impl From<AccountKey> for Key {
+    fn from(key: AccountKey) -> Self {
+        Self::Account(Arc::new(key))
+    }
 }
 
 /// An addition to an account.
@@ -181,19 +188,23 @@ impl Ledger {
         self.post(Posting { key: new, amount: balance });
     }
 
-    /// Notes which accounts can still be posted to. The others are shown for a while, so that their last balance is
-    /// seen, and then no more.
-    pub fn keep(&mut self, in_use: &HashSet<Key>, now: Duration, grace: Duration) {
-        let mut over = Vec::new();
+    /// Notes which accounts can still be posted to.
+    pub fn keep(&mut self, in_use: &HashSet<Key>, now: Duration) {
         for account in &mut self.accounts {
             let Some(key) = &account.key else { continue };
-            if is_in_use(key, in_use) {
-                account.unused_since = None;
-            } else if now.saturating_sub(*account.unused_since.get_or_insert(now)) >= grace {
-                over.push(key.clone());
+            match is_in_use(key, in_use) {
+                true => account.unused_since = None,
+                false => _ = account.unused_since.get_or_insert(now),
             }
         }
-        for key in over {
+    }
+
+    /// Shows the accounts that nothing can post to for a while, so that their last balance is seen, and then no more.
+    pub fn retire(&mut self, now: Duration, grace: Duration) {
+        let is_over =
+            |account: &&Account| account.unused_since.is_some_and(|since| now.saturating_sub(since) >= grace);
+        let over = self.accounts.iter().filter(is_over).filter_map(|account| account.key.clone());
+        for key in over.collect::<Vec<_>>() {
             let balance = self.close(&key);
             self.retired.insert(key, (balance, now));
         }
@@ -239,7 +250,7 @@ fn is_in_use(key: &Key, in_use: &HashSet<Key>) -> bool {
     let What::Group { tier, members, action } = &account.what else { return in_use.contains(key) };
     members.iter().all(|member| {
         let what = What::Policy { tier: tier.clone(), policy: member.clone(), action: *action };
-        in_use.contains(&Key::Account(AccountKey { what, ..account.clone() }))
+        in_use.contains(&AccountKey { what, ..AccountKey::clone(account) }.into())
     })
 }
 
@@ -251,7 +262,7 @@ mod tests {
     fn key(interface: &str) -> Key {
         let endpoint = Endpoint { kind: EndpointKind::Workload, interface: interface.into() };
         let what = What::NoProfile;
-        Key::Account(AccountKey { endpoint, direction: Direction::Egress, ip_version: IpVersion::V4, what })
+        AccountKey { endpoint, direction: Direction::Egress, ip_version: IpVersion::V4, what }.into()
     }
 
     fn post(ledger: &mut Ledger, key: Key, packets: u64) {
@@ -264,9 +275,10 @@ mod tests {
         post(&mut ledger, key("a"), 5);
         let none = HashSet::new();
         let (grace, at) = (Duration::from_secs(60), Duration::from_secs);
-        ledger.keep(&none, at(10), grace);
+        ledger.keep(&none, at(10));
+        ledger.retire(at(10), grace);
         assert_eq!(ledger.balance(&key("a")), Some(Counter::new(5, 0)));
-        ledger.keep(&none, at(70), grace);
+        ledger.retire(at(70), grace);
         assert_eq!(ledger.balance(&key("a")), None);
         post(&mut ledger, key("a"), 2);
         assert_eq!(ledger.balance(&key("a")), Some(Counter::new(7, 0)));
@@ -286,17 +298,19 @@ mod tests {
     fn a_group_is_shown_as_long_as_its_members_are() {
         let mut ledger = Ledger::default();
         let Key::Account(account) = key("a") else { panic!() };
-        let of = |what| Key::Account(AccountKey { what, ..account.clone() });
+        let of = |what| Key::from(AccountKey { what, ..AccountKey::clone(&account) });
         let (tier, action) = (TierName::default_tier(), PolicyAction::Deny);
         let members = ["x", "y"].map(|chain| PolicyRef::Chain(chain.into()));
         let policy = |policy| of(What::Policy { tier: tier.clone(), policy, action });
         let group = of(What::Group { tier: tier.clone(), members: members.to_vec(), action });
         post(&mut ledger, group.clone(), 3);
         let mut in_use: HashSet<_> = members.map(policy).into();
-        ledger.keep(&in_use, Duration::ZERO, Duration::ZERO);
+        ledger.keep(&in_use, Duration::ZERO);
+        ledger.retire(Duration::ZERO, Duration::ZERO);
         assert!(ledger.balance(&group).is_some());
         in_use.remove(&policy(PolicyRef::Chain("x".into())));
-        ledger.keep(&in_use, Duration::ZERO, Duration::ZERO);
+        ledger.keep(&in_use, Duration::ZERO);
+        ledger.retire(Duration::ZERO, Duration::ZERO);
         assert!(ledger.balance(&group).is_none());
     }
 
@@ -306,7 +320,8 @@ mod tests {
         for i in 0..REMEMBERED + 10 {
             post(&mut ledger, key(&i.to_string()), 1);
         }
-        ledger.keep(&HashSet::new(), Duration::ZERO, Duration::ZERO);
+        ledger.keep(&HashSet::new(), Duration::ZERO);
+        ledger.retire(Duration::ZERO, Duration::ZERO);
         assert_eq!(ledger.retired.len(), REMEMBERED);
         assert_eq!(ledger.accounts().count(), 0);
     }

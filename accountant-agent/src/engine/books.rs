@@ -5,7 +5,7 @@
 
 use accountant_core::attribute::Attributor;
 use accountant_core::index::Index;
-use accountant_core::ledger::{AccountKey, Cause, Key, Ledger, Posting, What};
+use accountant_core::ledger::{Cause, Key, Ledger, Posting, What};
 use accountant_core::snapshot::{Snapshot, Source, TableId};
 use accountant_core::view::{View, Viewer};
 use accountant_core::{IpVersion, Table};
@@ -48,6 +48,8 @@ pub(super) struct Books {
     /// What the programs in the kernel saw.
     pub(super) seen: Seen,
     looked_after: Option<Duration>,
+    /// Versions of the posting tables, of what was seen and of the ledger when it was last noted which accounts are in use.
+    kept_at: Option<(Vec<(TableId, u64)>, u64, u64)>,
     grace: Duration,
     /// Packets by source and by how exactly they were charged.
     exactness: BTreeMap<(Source, &'static str), u64>,
@@ -91,6 +93,7 @@ impl Books {
                     book.apply(&Snapshot::default(), &self.index);
                 }
                 self.departed.push((*id, book.held));
+                self.kept_at = None;
             }
         }
         told
@@ -244,18 +247,25 @@ impl Books {
     /// Opens the accounts that the present rules can post to, so that they are there at zero, and retires those that
     /// nothing posts to any more.
     fn open_and_retire(&mut self, now: Duration) {
-        let mut in_use: HashSet<Key> = HashSet::new();
-        for id in self.posting.values() {
-            if let Some(book) = self.tables.get(id) {
+        let posting = self.posting.values().filter_map(|id| Some((*id, self.tables.get(id)?)));
+        let posting: Vec<(TableId, &Book)> = posting.collect();
+        let versions: Vec<_> =
+            posting.iter().map(|(id, book)| (*id, book.attributor.accounts_version())).collect();
+        // Nothing came or went: then all are in use that were.
+        if self.kept_at != Some((versions.clone(), self.seen.version(), self.ledger.version())) {
+            let mut in_use: HashSet<Key> = HashSet::new();
+            for (id, book) in &posting {
                 in_use.extend(book.attributor.accounts());
                 in_use.extend(Cause::ALL.map(|cause| Key::Unattributed(id.source, cause)));
             }
+            in_use.extend(self.seen.keys());
+            for key in &in_use {
+                self.ledger.open(key.clone());
+            }
+            self.ledger.keep(&in_use, now);
+            self.kept_at = Some((versions, self.seen.version(), self.ledger.version()));
         }
-        in_use.extend(self.seen.keys());
-        for key in &in_use {
-            self.ledger.open(key.clone());
-        }
-        self.ledger.keep(&in_use, now, self.grace);
+        self.ledger.retire(now, self.grace);
     }
 
     /// The accounts as they stand.
@@ -299,7 +309,7 @@ impl Book {
 
 fn exactness(key: &Key) -> &'static str {
     match key {
-        Key::Account(AccountKey { what: What::Group { .. }, .. }) => "group",
+        Key::Account(account) if matches!(account.what, What::Group { .. }) => "group",
         Key::Unattributed(_, Cause::Undetermined) => "undetermined",
         Key::Unattributed(..) => "unattributed",
         Key::Account(_) => "exact",

@@ -123,7 +123,7 @@ fn members(key: &Key) -> Option<Vec<Key>> {
     let What::Group { tier, members, action } = &account.what else { return None };
     let of_member = |policy: &PolicyRef| {
         let what = What::Policy { tier: tier.clone(), policy: policy.clone(), action: *action };
-        Key::Account(AccountKey { what, ..account.clone() })
+        AccountKey { what, ..AccountKey::clone(account) }.into()
     };
     Some(members.iter().map(of_member).collect())
 }

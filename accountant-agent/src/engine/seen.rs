@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, HashMap};
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     chains: HashMap<(TableId, ChainName), Posted>,
+    /// Changes whenever chains come or go.
+    version: u64,
     /// Packets of all chains, by how well they were seen.
     packets: BTreeMap<&'static str, u64>,
 }
@@ -31,7 +33,10 @@ impl Seen {
     /// Posts what was seen since.
     pub(super) fn take(&mut self, table: TableId, chains: &[ChainVerdicts], ledger: &mut Ledger) {
         for chain in chains {
-            let posted = self.chains.entry((table, chain.chain.clone())).or_default();
+            let posted = self.chains.entry((table, chain.chain.clone())).or_insert_with(|| {
+                self.version += 1;
+                Posted::default()
+            });
             let established = news(&mut posted.established, &chain.established);
             let unresolved = news(&mut posted.unresolved, &chain.unresolved);
             let [vanished] = news(std::array::from_mut(&mut posted.vanished), &[chain.vanished]);
@@ -69,12 +74,23 @@ impl Seen {
                 *total = total.saturating_add(packets);
             }
         }
-        self.chains.retain(|(id, name), _| *id != table || chains.iter().any(|chain| chain.chain == *name));
+        self.retain(|(id, name)| *id != table || chains.iter().any(|chain| chain.chain == *name));
+    }
+
+    fn retain(&mut self, is_kept: impl Fn(&(TableId, ChainName)) -> bool) {
+        let before = self.chains.len();
+        self.chains.retain(|chain, _| is_kept(chain));
+        self.version += u64::from(self.chains.len() != before);
+    }
+
+    /// Changes whenever [`Self::keys`] may be others than before.
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
     /// The table is gone.
     pub(super) fn forget(&mut self, table: TableId) {
-        self.chains.retain(|(id, _), _| *id != table);
+        self.retain(|(id, _)| *id != table);
     }
 
     /// The accounts that can be posted to.
@@ -96,7 +112,7 @@ fn key(table: TableId, chain: &ChainName, established: bool, went: Went) -> Opti
     let ChainKind::Endpoint { endpoint, direction, .. } = ChainKind::of(chain) else { return None };
     let what = What::Seen { established, went };
     let account = AccountKey { endpoint, direction, ip_version: table.ip_version, what };
-    (table.table == Table::Filter).then_some(Key::Account(account))
+    (table.table == Table::Filter).then(|| account.into())
 }
 
 /// What is new since, and takes it as known. Counts fall only if the programs are others: then all of them are new.

@@ -198,24 +198,25 @@ impl Settler<'_> {
     /// The account "one of these policies decided so", if they all decided the same.
     fn group_of(&self, candidates: &[UnknownId]) -> Option<Key> {
         let mut members = Vec::new();
-        let mut common: Option<(AccountKey, TierName, PolicyAction)> = None;
+        let mut common: Option<(&AccountKey, &TierName, PolicyAction)> = None;
         for &candidate in candidates {
             let Some(Key::Account(key)) = &self.store[candidate].key else { return None };
             let What::Policy { tier, policy, action } = &key.what else { return None };
             match &common {
-                Some((_, t, a)) if t != tier || a != action => return None,
+                Some((_, t, a)) if *t != tier || a != action => return None,
                 Some(_) => {}
-                None => common = Some((key.clone(), tier.clone(), *action)),
+                None => common = Some((key, tier, *action)),
             }
             if !members.contains(policy) {
                 members.push(policy.clone());
             }
         }
         let (key, tier, action) = common?;
+        let tier = tier.clone();
         let what = match members.len() {
             1 => What::Policy { tier, policy: members.remove(0), action },
             _ => What::Group { tier, members, action },
         };
-        Some(Key::Account(AccountKey { what, ..key }))
+        Some(AccountKey { what, ..key.clone() }.into())
     }
 }

@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_thing_keeps_its_number_until_it_goes() {
         let mut things = Indexed::default();
-        let mut number = |things: &mut Indexed<Thing>, chain: &str, what| {
+        let number = |things: &mut Indexed<Thing>, chain: &str, what| {
             things.number(&chain.into(), &what, || Thing(chain.into(), what))
         };
         let all: Vec<_> = (0..100).map(|what| number(&mut things, "a", what)).collect();

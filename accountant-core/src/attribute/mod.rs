@@ -69,6 +69,7 @@ pub struct Attributor {
     /// How many packets can be between two rules while counters are read.
     in_flight: u32,
     names_version: u64,
+    accounts_version: u64,
 }
 
 /// What is not known of the time between two readings of a table.
@@ -106,6 +107,7 @@ impl Attributor {
             snapshot: 0,
             in_flight: 0,
             names_version: 0,
+            accounts_version: 0,
         }
     }
 
@@ -128,6 +130,11 @@ impl Attributor {
     pub fn accounts(&self) -> Vec<Key> {
         let present = self.store.unknowns().filter(|(id, unknown)| self.store.is_present(*id, unknown));
         present.filter_map(|(_, unknown)| unknown.key.clone()).collect()
+    }
+
+    /// Changes whenever [`Self::accounts`] may be others than before.
+    pub fn accounts_version(&self) -> u64 {
+        self.accounts_version
     }
 
     /// Takes a snapshot and says what it means.
@@ -191,6 +198,7 @@ impl Attributor {
                 && old != new
             {
                 renamed.insert((old, new));
+                self.accounts_version += 1;
             }
         }
         renamed.into_iter().collect()
@@ -272,14 +280,15 @@ impl Attributor {
             nameless.filter_map(|(id, unknown)| Some((id, namer.key(unknown)?))).collect()
         };
         for (id, key) in fresh {
+            self.accounts_version += 1;
             self.store[id].key = Some(key);
         }
     }
 }
 
 impl Feed {
-    fn sum(&self, rules: &[crate::calico::endpoint::RuleIndex], delta: &ChainDelta) -> Amount {
-        rules.iter().filter_map(|&rule| delta.deltas.get(rule)).map(|&d| Amount::from(d)).sum()
+    fn sum(&self, rules: &[u32], delta: &ChainDelta) -> Amount {
+        rules.iter().filter_map(|&rule| delta.deltas.get(rule as usize)).map(|&d| Amount::from(d)).sum()
     }
 
     fn is_difference(&self) -> bool {
@@ -288,7 +297,7 @@ impl Feed {
 
     /// Whether its rules can tell of different spans of time: some are new, and what was before them is not known.
     fn is_doubtful(&self, delta: &ChainDelta, blind: Blind) -> bool {
-        let spans = self.plus.iter().chain(&self.minus).filter_map(|&rule| delta.spans.get(rule));
+        let spans = self.plus.iter().chain(&self.minus).filter_map(|&rule| delta.spans.get(rule as usize));
         blind.unseen && (blind.gap || spans.into_iter().any(|&span| span != Span::SinceReading))
     }
 }

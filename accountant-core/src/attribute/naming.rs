@@ -34,7 +34,9 @@ impl Namer<'_> {
         let ChainKind::Endpoint { endpoint, direction, .. } = ChainKind::of(&unknown.chain) else {
             return None;
         };
-        Some(Key::Account(AccountKey { endpoint, direction, ip_version: self.table.id.ip_version, what }))
+        // All keys of an endpoint share its name.
+        let endpoint = self.table.endpoints.get(&unknown.chain).map_or(endpoint, |p| p.endpoint.clone());
+        Some(AccountKey { endpoint, direction, ip_version: self.table.id.ip_version, what }.into())
     }
 
     fn naming(&self, chain: &ChainName) -> Option<&Naming> {

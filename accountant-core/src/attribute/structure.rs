@@ -18,6 +18,7 @@ use crate::id::Endpoint;
 use crate::ledger::Cause;
 use crate::rule::{Chain, RuleId};
 use crate::snapshot::Snapshot;
+use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -44,12 +45,15 @@ pub(super) enum Role {
     Group(Vec<ChainName>),
 }
 
+/// Rules that feed an equation: mostly one or two.
+type Rules = SmallVec<[u32; 4]>;
+
 /// Which rules feed an equation.
 #[derive(Debug)]
 pub(super) struct Feed {
     pub(super) equation: EquationId,
-    pub(super) plus: Vec<RuleIndex>,
-    pub(super) minus: Vec<RuleIndex>,
+    pub(super) plus: Rules,
+    pub(super) minus: Rules,
 }
 
 /// What a snapshot tells of shared chains, all versions of them together.
@@ -189,7 +193,7 @@ impl Attributor {
             if blind.unseen {
                 column.misses(Amount::UNBOUNDED, blind.refutable);
             }
-            feeds.push(Feed { equation: id, plus, minus });
+            feeds.push(Feed { equation: id, plus: places(plus), minus: places(minus) });
         }
         self.orphan_unfed(&old_feeds, &feeds, blind);
         self.shared.insert(chain.name.clone(), Shared { chain: chain.clone(), role, feeds });
@@ -198,6 +202,7 @@ impl Attributor {
     /// Writes the equations of an endpoint chain anew. What is not settled in the old ones stays in them.
     fn write_program(&mut self, chain: &ChainName, old_chain: Option<&Arc<Chain>>, blind: Blind) {
         let Some(program) = self.endpoints.get(chain) else { return };
+        self.accounts_version += 1;
         let specs = |wide| program::equations(&program.read, &SharedView { table: self, wide });
         let (present, possible) = (specs(false), specs(true));
         let mut feeds: Vec<Feed> = Vec::new();
@@ -223,10 +228,10 @@ impl Attributor {
             (equation.fed, equation.ever_fed) = (true, true);
             match feeds.iter_mut().find(|feed| feed.equation == row) {
                 Some(feed) => {
-                    feed.plus.extend(plus);
-                    feed.minus.extend(minus);
+                    feed.plus.extend(places(plus));
+                    feed.minus.extend(places(minus));
                 }
-                None => feeds.push(Feed { equation: row, plus, minus }),
+                None => feeds.push(Feed { equation: row, plus: places(plus), minus: places(minus) }),
             }
         }
         for (row, present) in present_terms {
@@ -292,6 +297,7 @@ impl Attributor {
     /// A chain is gone: what its equations hold now is all there will be.
     pub(super) fn abandon(&mut self, chain: &ChainName, blind: Blind) {
         self.reconciler.forget(chain);
+        self.accounts_version += 1;
         let feeds = match self.endpoints.remove(chain) {
             Some(program) => program.feeds,
             None => self.shared.remove(chain).map(|shared| shared.feeds).unwrap_or_default(),
@@ -321,13 +327,18 @@ impl Attributor {
     }
 }
 
+/// No chain has as many rules as a `u32` can tell: the kernel keeps a table's in 32 bits, too (`xt_table_info.number`).
+fn places(rules: Vec<RuleIndex>) -> Rules {
+    rules.into_iter().filter_map(|rule| u32::try_from(rule).ok()).collect()
+}
+
 /// Which equations each rule feeds, and whether it is added.
 fn uses((chain, feeds): (&Arc<Chain>, &[Feed])) -> HashMap<RuleId, HashSet<(EquationId, bool)>> {
     let mut uses: HashMap<RuleId, HashSet<(EquationId, bool)>> = HashMap::new();
     for feed in feeds {
         let plus = feed.plus.iter().map(|&rule| (rule, true));
         for (rule, added) in plus.chain(feed.minus.iter().map(|&rule| (rule, false))) {
-            if let Some(&id) = chain.ids().get(rule) {
+            if let Some(&id) = chain.ids().get(rule as usize) {
                 uses.entry(id).or_default().insert((feed.equation, added));
             }
         }

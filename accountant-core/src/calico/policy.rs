@@ -8,6 +8,7 @@ use super::names::{limited, policy_prefix};
 use crate::id::TierName;
 use crate::{ChainName, Direction};
 use std::fmt;
+use std::sync::Arc;
 
 /// The kind of a policy resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,10 +75,10 @@ pub struct PolicyId {
     /// Its kind.
     pub kind: PolicyKind,
     /// Its namespace; empty for cluster-wide kinds.
-    pub namespace: Box<str>,
+    pub namespace: Arc<str>,
     /// Its name without `default.`, `knp.default.` and the like. In another tier than `default` it begins with
     /// `TIER.`, because that is how Calico wants it written.
-    pub name: Box<str>,
+    pub name: Arc<str>,
 }
 
 impl PolicyId {

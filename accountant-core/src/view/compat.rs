@@ -1,13 +1,15 @@
 //! The families of monzo/calico-accountant: names, label sets and meaning as there, denies charged to the workload that
 //! they hit, IP versions and tiers summed.
 
+use super::{Slots, Texts};
 use crate::calico::policy::PolicyId;
 use crate::calico::shared::PolicyAction;
 use crate::id::{EndpointKind, TierName};
 use crate::index::{Index, Workload};
-use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, Slot, What};
+use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, What};
 use crate::{Direction, Interface};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The compatible families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,26 +28,26 @@ pub struct CompatAccount {
     /// Its family.
     pub family: CompatFamily,
     /// Label `pod`.
-    pub pod: Box<str>,
+    pub pod: Arc<str>,
     /// Label `pod_namespace`.
-    pub pod_namespace: Box<str>,
+    pub pod_namespace: Arc<str>,
     /// Label `app`.
-    pub app: Box<str>,
+    pub app: Arc<str>,
     /// Label `ip`: sorted, joined by commas, without `/32` and `/128`.
-    pub ip: Box<str>,
+    pub ip: Arc<str>,
     /// Label `type`: `tw` or `fw`.
     pub chain: &'static str,
     /// Label `policy`, in the spelling of Calico before 3.29; none for `no_policy_drop_counter`.
-    pub policy: Option<Box<str>>,
-    pub(super) slots: Vec<Slot>,
+    pub policy: Option<Arc<str>>,
+    pub(super) slots: Slots,
 }
 
 /// What the accounts that make one series have in common: family, interface, label `type`, label `policy`.
-type Series = (CompatFamily, Interface, &'static str, Option<Box<str>>);
+type Series = (CompatFamily, Interface, &'static str, Option<Arc<str>>);
 
 /// The compatible accounts of the ledger.
-pub(super) fn accounts(ledger: &Ledger, index: &Index) -> Vec<CompatAccount> {
-    let mut slots: BTreeMap<Series, Vec<Slot>> = BTreeMap::new();
+pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec<CompatAccount> {
+    let mut slots: BTreeMap<Series, Slots> = BTreeMap::new();
     for (slot, key) in ledger.accounts() {
         let Key::Account(key) = key else { continue };
         let Some((family, policy)) = family(key) else { continue };
@@ -53,20 +55,22 @@ pub(super) fn accounts(ledger: &Ledger, index: &Index) -> Vec<CompatAccount> {
             Direction::Ingress => "tw",
             Direction::Egress => "fw",
         };
+        let policy = policy.map(|policy| texts.share(&policy));
         slots.entry((family, key.endpoint.interface.clone(), chain, policy)).or_default().push(slot);
     }
-    let account = |((family, interface, chain, policy), slots): (Series, Vec<Slot>)| {
+    let account = |((family, interface, chain, policy), slots): (Series, Slots)| {
         let stand_in = || Workload { pod: interface.as_str().into(), ..Workload::default() };
         let workload = index.workload(&interface).cloned().unwrap_or_else(stand_in);
         let mut ips = workload.ips;
         ips.sort();
-        let (pod, pod_namespace, app) = (workload.pod, workload.namespace, workload.app);
-        CompatAccount { family, pod, pod_namespace, app, ip: ips.join(",").into(), chain, policy, slots }
+        let [pod, pod_namespace, app, ip] =
+            [&*workload.pod, &workload.namespace, &workload.app, &ips.join(",")].map(|t| texts.share(t));
+        CompatAccount { family, pod, pod_namespace, app, ip, chain, policy, slots }
     };
     slots.into_iter().map(account).collect()
 }
 
-fn family(key: &AccountKey) -> Option<(CompatFamily, Option<Box<str>>)> {
+fn family(key: &AccountKey) -> Option<(CompatFamily, Option<String>)> {
     if key.endpoint.kind != EndpointKind::Workload {
         return None;
     }
@@ -82,7 +86,7 @@ fn family(key: &AccountKey) -> Option<(CompatFamily, Option<Box<str>>)> {
         PolicyAction::Pass => return None,
     };
     let names: Vec<_> = members.iter().map(|policy| old_name(policy, tier)).collect();
-    Some((family, Some(names.join(",").into())))
+    Some((family, Some(names.join(","))))
 }
 
 /// The old program left the label empty where it could not name a chain.

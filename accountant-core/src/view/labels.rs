@@ -3,31 +3,33 @@
 //! Workloads are labelled `namespace`, `pod`; host endpoints `pod=""` (left out) and `endpoint`. Without a datastore the
 //! interface stands in for either.
 
-use super::{Family, Label, ShownAccount};
+use super::{Family, Label, ShownAccount, Slots, Texts};
 use crate::calico::comment::Encapsulation;
 use crate::calico::endpoint::Verdict;
 use crate::calico::policy::PolicyId;
 use crate::id::{Endpoint, EndpointKind};
 use crate::index::Index;
-use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, Slot, What};
+use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, What};
 use crate::watch::Went;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// All accounts of the ledger, those of equal labels put together.
-pub(super) fn accounts(ledger: &Ledger, index: &Index) -> Vec<ShownAccount> {
-    let mut shown: BTreeMap<(Family, Vec<Label>, Box<str>), Vec<Slot>> = BTreeMap::new();
+pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec<ShownAccount> {
+    let mut shown: BTreeMap<(Family, Box<[Label]>, Arc<str>), Slots> = BTreeMap::new();
     for (slot, key) in ledger.accounts() {
         let (family, labels, interface) = match key {
             Key::Unattributed(source, cause) => {
                 let labels = vec![("source", source.as_str().into()), ("cause", cause.as_str().into())];
-                (Family::Unattributed, labels, "".into())
+                (Family::Unattributed, labels, "")
             }
             Key::Account(key) => {
                 let (family, labels) = labels(key, index);
-                (family, labels, key.endpoint.interface.as_str().into())
+                (family, labels, key.endpoint.interface.as_str())
             }
         };
-        shown.entry((family, labels, interface)).or_default().push(slot);
+        let labels = labels.into_iter().map(|(name, value)| (name, texts.share(&value))).collect();
+        shown.entry((family, labels, texts.share(interface))).or_default().push(slot);
     }
     let account = |((family, labels, interface), slots)| ShownAccount { family, labels, interface, slots };
     shown.into_iter().map(account).collect()
@@ -91,7 +93,9 @@ fn endpoint_labels(endpoint: &Endpoint, index: &Index) -> Vec<Label> {
     let interface = endpoint.interface.as_str();
     match endpoint.kind {
         EndpointKind::Workload => match index.workload(&endpoint.interface) {
-            Some(workload) => vec![("namespace", workload.namespace.clone()), ("pod", workload.pod.clone())],
+            Some(workload) => {
+                vec![("namespace", (*workload.namespace).into()), ("pod", (*workload.pod).into())]
+            }
             None => vec![("namespace", "".into()), ("pod", interface.into())],
         },
         EndpointKind::Host => {

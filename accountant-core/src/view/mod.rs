@@ -13,6 +13,8 @@ pub use compat::{CompatAccount, CompatFamily};
 use crate::Counter;
 use crate::index::Index;
 use crate::ledger::{Ledger, Slot};
+use smallvec::SmallVec;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// The families of accounts.
@@ -57,7 +59,25 @@ impl Family {
 }
 
 /// A label and its value. A label without a value is left out.
-pub type Label = (&'static str, Box<str>);
+pub type Label = (&'static str, Arc<str>);
+
+/// Mostly one account of the ledger; several where their names are the same.
+type Slots = SmallVec<[Slot; 2]>;
+
+/// Texts that are kept once, however many accounts have them.
+#[derive(Default)]
+struct Texts(HashSet<Arc<str>>);
+
+impl Texts {
+    fn share(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(text) {
+            return known.clone();
+        }
+        let new: Arc<str> = text.into();
+        self.0.insert(new.clone());
+        new
+    }
+}
 
 /// One account as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,11 +85,11 @@ pub struct ShownAccount {
     /// Its family.
     pub family: Family,
     /// Its labels in the family's order.
-    pub labels: Vec<Label>,
+    pub labels: Box<[Label]>,
     /// The interface of its endpoint; empty for unattributed accounts.
-    pub interface: Box<str>,
+    pub interface: Arc<str>,
     /// Where in the ledger its balances are.
-    slots: Vec<Slot>,
+    slots: Slots,
 }
 
 /// Everything about the accounts but their balances.
@@ -119,8 +139,9 @@ impl Viewer {
         let versions = (ledger.version(), index.version());
         if self.made_of != Some(versions) {
             self.made_of = Some(versions);
-            let own = labels::accounts(ledger, index);
-            let compat = compat::accounts(ledger, index);
+            let mut texts = Texts::default();
+            let own = labels::accounts(ledger, index, &mut texts);
+            let compat = compat::accounts(ledger, index, &mut texts);
             let accounts = Accounts { own, compat };
             if *self.accounts != accounts {
                 self.accounts = Arc::new(accounts);

@@ -48,7 +48,7 @@ fn sum(book: &Book) -> Counter {
 fn members(key: &AccountKey) -> Option<Vec<Key>> {
     let own = |tier: &_, policy: &_, action: &PolicyAction| {
         let what = What::Policy { tier: Clone::clone(tier), policy: Clone::clone(policy), action: *action };
-        Key::Account(AccountKey { what, ..key.clone() })
+        Key::from(AccountKey { what, ..key.clone() })
     };
     match &key.what {
         What::Policy { tier, policy, action } => Some(vec![own(tier, policy, action)]),
@@ -208,8 +208,8 @@ pub(crate) fn dump(charged: &Book, truth: &Book) -> String {
 
 /// Whether it is the account of a deny or of a pass.
 pub(crate) fn is_against(key: &Key) -> bool {
-    let Key::Account(AccountKey { what, .. }) = key else { return false };
-    match what {
+    let Key::Account(key) = key else { return false };
+    match &key.what {
         What::Policy { action, .. } | What::Group { action, .. } | What::Profile { action, .. } => {
             *action != PolicyAction::Allow
         }

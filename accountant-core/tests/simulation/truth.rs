@@ -39,7 +39,7 @@ pub(crate) fn add(book: &mut Book, key: Key, amount: Counter) {
 
 pub(crate) fn account(slot: usize, direction: Direction, what: What) -> Key {
     let endpoint = Endpoint { kind: EndpointKind::Workload, interface: interface(slot).into() };
-    Key::Account(AccountKey { endpoint, direction, ip_version: IpVersion::V4, what })
+    AccountKey { endpoint, direction, ip_version: IpVersion::V4, what }.into()
 }
 
 pub(crate) fn policy_account(tier: usize, policy: usize, action: PolicyAction) -> What {
@@ -49,7 +49,8 @@ pub(crate) fn policy_account(tier: usize, policy: usize, action: PolicyAction) -
 
 /// As text, for messages.
 pub(crate) fn text(key: &Key) -> String {
-    let Key::Account(AccountKey { endpoint, direction, what, .. }) = key else { return format!("{key:?}") };
+    let Key::Account(key) = key else { return format!("{key:?}") };
+    let AccountKey { endpoint, direction, what, .. } = &**key;
     let policy = |policy: &PolicyRef| match policy {
         PolicyRef::Known(id) => id.name.to_string(),
         PolicyRef::Chain(chain) => chain.to_string(),

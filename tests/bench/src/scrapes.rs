@@ -114,7 +114,7 @@ fn add_pod(number: usize, ledger: &mut Ledger, index: &mut Index) {
         for direction in [Direction::Ingress, Direction::Egress] {
             for ip_version in IpVersion::BOTH {
                 let (endpoint, what) = (endpoint.clone(), what.clone());
-                let key = Key::Account(AccountKey { endpoint, direction, ip_version, what });
+                let key = AccountKey { endpoint, direction, ip_version, what }.into();
                 let amount = balance(ledger.version());
                 ledger.post(Posting { key, amount });
             }
