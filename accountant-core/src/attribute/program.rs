@@ -156,7 +156,7 @@ impl Writer<'_> {
             self.write(Relation::Failsafe, &[failsafe.jump], &[entered], vec![outcome]);
         }
         if let Some(offered) = chain.rate_limit_offered
-            && !chain.hidden_connection_limit
+            && chain.connection_limit_offered.is_none()
         {
             let mut kept = vec![entered];
             kept.extend(chain.verdicts.iter().map(|v| v.0).filter(|&rule| rule > offered && rule < entered));

@@ -88,8 +88,8 @@ pub struct EndpointChain {
     pub verdicts: Vec<(RuleIndex, Verdict)>,
     /// nftables counts what is *offered* to the packet-rate limit, not what it drops.
     pub rate_limit_offered: Option<RuleIndex>,
-    /// Whether a connection limit stands in the chain whose drops no counter shows (nftables).
-    pub hidden_connection_limit: bool,
+    /// The same of the connection limit: no counter shows its drops.
+    pub connection_limit_offered: Option<RuleIndex>,
     /// The call of the failsafe ports.
     pub failsafe: Option<Item>,
     /// Counts what enters the part that policy decides: the rule that clears the marks.
@@ -269,7 +269,7 @@ impl Reader {
             (Qos::PacketRate, false) => self.chain.verdicts.push((index, Verdict::PacketRate)),
             (Qos::PacketRate, true) => self.chain.rate_limit_offered = Some(index),
             (Qos::Connections, false) => self.chain.verdicts.push((index, Verdict::Connections)),
-            (Qos::Connections, true) => self.chain.hidden_connection_limit = true,
+            (Qos::Connections, true) => self.chain.connection_limit_offered = Some(index),
             (Qos::Helper, _) => {}
         }
     }

@@ -2,11 +2,16 @@
 //!
 //! The programs see packet by packet which of the watched rules a packet hit: its *path*, a mask over the list.
 //!
-//! Invariant: a list is in the order in which packets come by its rules, and all of its rules have counters.
+//! * [`list()`] says which rules are watched; [`WatchList::decode`] says what a path means.
+//!
+//! Invariant: all rules of a list have counters; what a path says is proven by the rules that were hit.
 
-use crate::calico::chain::ChainKind;
-use crate::calico::endpoint::{EndpointChain, Item, Verdict};
-use crate::calico::shared::group_members;
+mod list;
+mod path;
+
+pub use list::list;
+pub use path::{Decision, Path};
+
 use crate::rule::Chain;
 use crate::{ChainName, Counter};
 use std::sync::Arc;
@@ -18,66 +23,45 @@ pub const MAX_RULES: usize = 64;
 /// A watched rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WatchedRule {
-    /// The chain that it is in: the endpoint's own, or that of a group.
+    /// The chain that it is in: the endpoint's own, that of a group, or of a policy.
     pub chain: ChainName,
     /// Its place there.
     pub rule: usize,
 }
 
 /// The watched rules of one endpoint chain. Bit `k` of a path is rule `k`.
+///
+/// A bit says that the rule counted *one* packet while the packet passed; a packet for which any rule counted more went
+/// through a shared chain twice, and has no path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchList {
     /// The rules.
     pub rules: Vec<WatchedRule>,
+    /// The chains that it was made from, beside the endpoint's own: when one of them changes another list is due.
+    pub depends_on: Vec<Arc<Chain>>,
+    steps: list::Steps,
 }
 
-/// A chain with more rules that tell than can be watched.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("{0} rules tell what becomes of a packet, more than the {MAX_RULES} that can be watched")]
-pub struct TooMany(pub usize);
-
-/// The rules to watch of an endpoint's chain, given the chains of the groups that it calls.
-pub fn list(chain: &Chain, group: &dyn Fn(&ChainName) -> Option<Arc<Chain>>) -> Result<WatchList, TooMany> {
-    let read = EndpointChain::read(chain);
-    let mut rules = Vec::new();
-    let mut own = |rule: usize| rules.push(WatchedRule { chain: chain.name.clone(), rule });
-    let verdicts = read.verdicts.iter().filter(|(_, verdict)| *verdict != Verdict::Established);
-    verdicts.for_each(|(rule, _)| own(*rule));
-    read.failsafe.iter().for_each(|item| own(item.jump));
-    read.rate_limit_offered.into_iter().chain(read.entered).for_each(&mut own);
-    let items = |item: &Item, own: &mut dyn FnMut(usize)| {
-        own(item.jump);
-        item.accepted.into_iter().for_each(own);
-    };
-    for tier in &read.tiers {
-        tier.items.iter().for_each(|item| items(item, &mut own));
-        tier.unmatched.into_iter().chain(tier.drop).chain(tier.next).for_each(&mut own);
-    }
-    read.profiles.iter().for_each(|item| items(item, &mut own));
-    read.no_profile.into_iter().chain(read.unknown).for_each(&mut own);
-    rules.sort_by_key(|watched| watched.rule);
-    rules.dedup();
-    let rules: Vec<_> = rules.into_iter().flat_map(|watched| with_members(watched, chain, group)).collect();
-    if rules.len() > MAX_RULES { Err(TooMany(rules.len())) } else { Ok(WatchList { rules }) }
-}
-
-/// A rule, and behind the call of a group those that call its members.
-fn with_members(
-    watched: WatchedRule,
-    chain: &Chain,
-    group: &dyn Fn(&ChainName) -> Option<Arc<Chain>>,
-) -> Vec<WatchedRule> {
-    let target = match chain.rules().get(watched.rule).map(|rule| &rule.action) {
-        Some(crate::rule::Action::Jump(target)) => Some(target),
-        _ => None,
-    };
-    let target = target.filter(|target| matches!(ChainKind::of(target), ChainKind::Group(_)));
-    let group = target.and_then(group);
-    let members = group.iter().flat_map(|group| {
-        let jumps = group_members(group).into_iter().map(|member| member.jump);
-        jumps.map(|rule| WatchedRule { chain: group.name.clone(), rule }).collect::<Vec<_>>()
-    });
-    [watched].into_iter().chain(members).collect()
+/// Why the paths through a chain cannot be told from its rules' counters. The rules' own counters have to do.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Unwatchable {
+    /// More rules tell than can be watched.
+    #[error("{0} rules tell what becomes of a packet, more than the {MAX_RULES} that can be watched")]
+    TooMany(usize),
+    /// A chain that it calls was not read.
+    #[error("the chain {0}, which it calls, is not known")]
+    NotKnown(ChainName),
+    /// A rule decides and has no counter, or the counter of what it decided is missing.
+    #[error("rule {rule} of chain {chain} decides, and no counter tells")]
+    Uncounted {
+        /// The chain.
+        chain: ChainName,
+        /// The rule's place in it.
+        rule: usize,
+    },
+    /// None of its rules decides anything.
+    #[error("it has no rule that decides")]
+    Nothing,
 }
 
 /// Whether a packet went on beyond an endpoint's chain.
