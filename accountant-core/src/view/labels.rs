@@ -14,9 +14,12 @@ use crate::watch::Went;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Family, labels and interface.
+type Series = (Family, Box<[Label]>, Arc<str>);
+
 /// All accounts of the ledger, those of equal labels put together.
 pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec<ShownAccount> {
-    let mut shown: BTreeMap<(Family, Box<[Label]>, Arc<str>), Slots> = BTreeMap::new();
+    let mut shown: BTreeMap<Series, Slots> = BTreeMap::new();
     for (slot, key) in ledger.accounts() {
         let (family, labels, interface) = match key {
             Key::Unattributed(source, cause) => {
