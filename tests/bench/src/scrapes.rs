@@ -16,7 +16,7 @@ use accountant_core::calico::policy::PolicyId;
 use accountant_core::calico::shared::PolicyAction;
 use accountant_core::id::{Endpoint, EndpointKind, TierName};
 use accountant_core::index::{Index, Object, Workload};
-use accountant_core::ledger::{AccountKey, Key, Ledger, PolicyRef, Posting, What};
+use accountant_core::ledger::{AccountKey, Ledger, PolicyRef, Posting, What};
 use accountant_core::view::Viewer;
 use accountant_core::{Counter, Direction, Interface, IpVersion};
 use anyhow::Result;
