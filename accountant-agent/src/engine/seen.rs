@@ -141,7 +141,7 @@ mod tests {
 
     fn list(generation: u32, on: u64, nowhere: u64, closed: bool) -> ListCounts {
         let paths = vec![(1, Went::On, packets(on)), (2, Went::Nowhere, packets(nowhere))];
-        ListCounts { generation, list: Arc::new(WatchList { rules: vec![] }), paths, closed }
+        ListCounts { generation, list: Arc::new(WatchList::default()), paths, closed }
     }
 
     fn chain(established: u64, unresolved: u64, lists: Vec<ListCounts>) -> ChainVerdicts {

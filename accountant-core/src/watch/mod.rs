@@ -33,7 +33,7 @@ pub struct WatchedRule {
 ///
 /// A bit says that the rule counted *one* packet while the packet passed; a packet for which any rule counted more went
 /// through a shared chain twice, and has no path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchList {
     /// The rules.
     pub rules: Vec<WatchedRule>,
