@@ -49,11 +49,14 @@ pub(super) struct Books {
     pub(super) seen: Seen,
     looked_after: Option<Duration>,
     /// Versions of the posting tables, of what was seen and of the ledger when it was last noted which accounts are in use.
-    kept_at: Option<(Vec<(TableId, u64)>, u64, u64)>,
+    kept_at: Option<Versions>,
     grace: Duration,
     /// Packets by source and by how exactly they were charged.
     exactness: BTreeMap<(Source, &'static str), u64>,
 }
+
+/// Of the posting tables, of what the programs saw, and of the ledger.
+type Versions = (Vec<(TableId, u64)>, u64, u64);
 
 /// The book of one table.
 struct Book {
