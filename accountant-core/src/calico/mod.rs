@@ -8,6 +8,7 @@ pub mod comment;
 pub mod endpoint;
 pub mod names;
 pub mod policy;
+pub mod selector;
 pub mod shared;
 
 pub use chain::ChainKind;
