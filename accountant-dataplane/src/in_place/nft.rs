@@ -151,9 +151,9 @@ impl NftReader {
         self.counter_ops = 0;
     }
 
-    /// The counters behind these pointers.
-    pub(crate) fn read(&self, pointers: &[u64]) -> Result<Result<Vec<Counter>, Outcome>, CannotHere> {
-        let mut counters = Vec::with_capacity(pointers.len());
+    /// Reads the counters behind these pointers, in place of those that were read before.
+    pub(crate) fn read(&self, pointers: &[u64], counters: &mut Vec<Counter>) -> Result<Outcome, CannotHere> {
+        counters.clear();
         for part in pointers.chunks(self.reader.at_once()) {
             self.reader.put_addresses(part.iter().copied());
             let arguments = [part.len() as u64, u64::from(self.reader.cpus)];
@@ -162,10 +162,10 @@ impl NftReader {
                     let sums = self.reader.sums().take(part.len());
                     counters.extend(sums.map(|(bytes, packets)| Counter::new(packets, bytes)));
                 }
-                outcome => return Ok(Err(outcome)),
+                outcome => return Ok(outcome),
             }
         }
-        Ok(Ok(counters))
+        Ok(Outcome::Done)
     }
 }
 

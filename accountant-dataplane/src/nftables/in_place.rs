@@ -8,7 +8,7 @@ use super::watched::{self, Lists, PackedTable};
 use crate::in_place::CannotHere;
 use crate::in_place::nft::NftReader;
 use crate::kernel::Programs;
-use accountant_abi::in_place::{PackedRule, WalkedRule};
+use accountant_abi::in_place::{Outcome, PackedRule, WalkedRule};
 use accountant_core::rule::Chain;
 use accountant_core::snapshot::{Reading, TableId};
 use accountant_core::{Counter, IpVersion};
@@ -20,22 +20,36 @@ use std::sync::Arc;
 pub(super) struct InPlace {
     reader: Result<NftReader, CannotHere>,
     held: Option<Held>,
+    /// The counters of the last reading: memory to be used again.
+    counters: Vec<Counter>,
     programs: Arc<Programs>,
 }
+
+/// Chains as they were read, table by table.
+pub(super) type Readings = Vec<(TableId, Vec<Reading>)>;
 
 /// The counters of one generation.
 #[derive(Debug)]
 struct Held {
     generation: u32,
-    chains: Vec<(ChainKey, Arc<Chain>)>,
+    tables: Vec<(TableId, Vec<HeldChain>)>,
     /// A pointer for each rule that has a counter, chain by chain.
     pointers: Vec<u64>,
+}
+
+/// A chain whose pointers are held. A poll looks at this and not at its rules, which are much memory.
+#[derive(Debug)]
+struct HeldChain {
+    chain: Arc<Chain>,
+    /// Which of the rules have a counter; nothing if all have.
+    counted: Option<Box<[bool]>>,
+    rules: usize,
 }
 
 impl InPlace {
     /// Not reading in place, for a reason; [`CannotHere::NotYet`] ends when there is something to read.
     pub(super) fn off(reason: CannotHere, programs: Arc<Programs>) -> Self {
-        Self { reader: Err(reason), held: None, programs }
+        Self { reader: Err(reason), held: None, counters: Vec::new(), programs }
     }
 
     /// Why it is not possible.
@@ -45,7 +59,7 @@ impl InPlace {
 
     /// Reads all chains of endpoints, if the mirror is of this generation. What is returned counts if that still is the
     /// generation afterwards.
-    pub(super) fn read(&mut self, mirror: &Mirror, generation: u32) -> Option<Vec<(ChainKey, Reading)>> {
+    pub(super) fn read(&mut self, mirror: &Mirror, generation: u32) -> Option<Readings> {
         if self.reader.as_ref().is_err_and(|reason| *reason == CannotHere::NotYet) {
             if !mirror.chains().any(|(key, _)| key.is_endpoint()) {
                 return None;
@@ -64,12 +78,11 @@ impl InPlace {
             self.held = self.lose_if_refused(held)?;
         }
         let (Some(held), Ok(reader)) = (&self.held, &self.reader) else { return None };
-        let counters = reader.read(&held.pointers);
-        let Some(Ok(counters)) = self.lose_if_refused(counters) else {
+        let read = reader.read(&held.pointers, &mut self.counters);
+        if self.lose_if_refused(read) != Some(Outcome::Done) {
             self.held = None;
-            return None;
-        };
-        self.held.as_ref().map(|held| held.readings(counters))
+        }
+        self.held.as_ref().map(|held| held.readings(&self.counters))
     }
 
     /// Lets the programs watch the chains of this generation.
@@ -126,7 +139,7 @@ impl InPlace {
                 }
             }
         }
-        let mut held = Held { generation, chains: Vec::new(), pointers: Vec::new() };
+        let mut held = Held { generation, tables: Vec::new(), pointers: Vec::new() };
         for key in keys {
             let number = names.binary_search(&key.kernel_chain()).ok().and_then(|n| u32::try_from(n).ok());
             let place = number.map(|number| (key.table.ip_version, key.kernel_table(), number));
@@ -157,9 +170,7 @@ impl InPlace {
     /// The tables that have endpoints, if they are known for this generation.
     pub(super) fn tables(&self, generation: u32) -> Option<BTreeSet<TableId>> {
         let held = self.held.as_ref().filter(|held| held.generation == generation)?;
-        let mut tables: Vec<TableId> = held.chains.iter().map(|(key, _)| key.table).collect();
-        tables.dedup();
-        Some(tables.into_iter().collect())
+        Some(held.tables.iter().map(|(id, _)| *id).collect())
     }
 }
 
@@ -175,20 +186,42 @@ impl Held {
                 .map(|rule| rule.counted)
                 .eq(walked.iter().map(|rule| rule.counter != 0));
         if same {
-            self.chains.push((key.clone(), known.chain.clone()));
+            // The mirror's chains come table by table.
+            if self.tables.last().is_none_or(|(id, _)| *id != key.table) {
+                self.tables.push((key.table, Vec::new()));
+            }
+            let chains = self.tables.last_mut().map(|(_, chains)| chains);
+            chains.into_iter().for_each(|chains| chains.push(HeldChain::new(&known.chain)));
             self.pointers.extend(walked.iter().map(|rule| rule.counter).filter(|&counter| counter != 0));
         }
         same
     }
 
-    fn readings(&self, counters: Vec<Counter>) -> Vec<(ChainKey, Reading)> {
-        let mut counters = counters.into_iter();
-        let mut reading = |chain: &Arc<Chain>| {
-            let of_rule =
-                |counted: bool| if counted { counters.next().unwrap_or_default() } else { Counter::ZERO };
-            let counters = chain.rules().iter().map(|rule| rule.counted).map(of_rule).collect();
-            Reading { chain: chain.clone(), counters }
+    fn readings(&self, counters: &[Counter]) -> Readings {
+        let mut counters = counters.iter();
+        let mut readings =
+            |chains: &Vec<HeldChain>| chains.iter().map(|c| c.reading(&mut counters)).collect();
+        self.tables.iter().map(|(id, chains)| (*id, readings(chains))).collect()
+    }
+}
+
+impl HeldChain {
+    fn new(chain: &Arc<Chain>) -> Self {
+        let counted: Box<[bool]> = chain.rules().iter().map(|rule| rule.counted).collect();
+        let rules = counted.len();
+        let counted = counted.contains(&false).then_some(counted);
+        Self { chain: chain.clone(), counted, rules }
+    }
+
+    /// Takes the chain's counters from those that are left.
+    fn reading(&self, counters: &mut std::slice::Iter<'_, Counter>) -> Reading {
+        let counters = match &self.counted {
+            None => counters.by_ref().take(self.rules).copied().collect(),
+            Some(counted) => {
+                let mut of_rule = |counted: &bool| counted.then(|| counters.next().copied()).flatten();
+                counted.iter().map(|counted| of_rule(counted).unwrap_or_default()).collect()
+            }
         };
-        self.chains.iter().map(|(key, chain)| (key.clone(), reading(chain))).collect()
+        Reading { chain: self.chain.clone(), counters }
     }
 }

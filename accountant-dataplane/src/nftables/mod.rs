@@ -23,7 +23,7 @@ use crate::source::{How, Note, Poll, RuleSource, SourceError, TablePoll, Wanted,
 use accountant_core::IpVersion;
 use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
 use counter::handle_and_counter;
-use in_place::InPlace;
+use in_place::{InPlace, Readings as InPlaceReadings};
 use mirror::{ChainKey, Mirror, MirrorChain, is_after};
 use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -48,6 +48,13 @@ enum Dumped {
     /// The chain has other rules than the mirror, or is gone: a commit is not heard yet. The last counters of the old rules
     /// come with its notifications, so the mirror must learn of it from nothing else.
     Unlike,
+}
+
+/// The chains of one poll.
+struct Readings {
+    /// Those of endpoints, if they were read in place.
+    in_place: InPlaceReadings,
+    dumped: HashMap<ChainKey, Reading>,
 }
 
 /// The source.
@@ -258,11 +265,8 @@ impl Nftables {
         }))
     }
 
-    /// Reads the chains of endpoints in place. Returns the generation at which that was done.
-    fn read_in_place(
-        &mut self,
-        readings: &mut HashMap<ChainKey, Reading>,
-    ) -> Result<Option<u32>, SourceError> {
+    /// Reads the chains of endpoints in place. Beside them: the generation at which that was done.
+    fn read_in_place(&mut self) -> Result<Option<(u32, InPlaceReadings)>, SourceError> {
         if self.in_place.reason().is_some_and(|reason| *reason != CannotHere::NotYet) {
             return Ok(None);
         }
@@ -271,39 +275,26 @@ impl Nftables {
         if self.mirror.is_stale() {
             return Ok(None);
         }
-        let read = self.in_place.read(&self.mirror, generation);
-        Ok(read.map(|read| {
-            readings.extend(read);
-            generation
-        }))
+        Ok(self.in_place.read(&self.mirror, generation).map(|readings| (generation, readings)))
     }
 
-    /// Dumps the chains that are needed until all dumps are of the generation that notifications were heard up to.
-    fn dump_stable(&mut self, wanted: &Wanted) -> Result<HashMap<ChainKey, Reading>, SourceError> {
+    /// Reads the chains that are needed until all readings are of the generation that notifications were heard up to.
+    fn read_stable(&mut self, wanted: &Wanted) -> Result<Readings, SourceError> {
         let mut changed = self.mirror.take_touched();
-        let mut readings: HashMap<ChainKey, Reading> = HashMap::new();
+        let mut dumped: HashMap<ChainKey, Reading> = HashMap::new();
         for tries in 0..TRIES {
-            let in_place_at = if tries < IN_PLACE_TRIES { self.read_in_place(&mut readings)? } else { None };
+            let in_place = if tries < IN_PLACE_TRIES { self.read_in_place()? } else { None };
             let touched = self.mirror.take_touched();
-            readings.retain(|key, _| in_place_at.is_some() && key.is_endpoint() || !touched.contains(key));
+            dumped.retain(|key, _| !(touched.contains(key) || in_place.is_some() && key.is_endpoint()));
             changed.extend(touched);
-            let needed = |key: &ChainKey| {
-                (in_place_at.is_none() && key.is_endpoint())
-                    || changed.contains(key)
-                    || wanted.contains(&(key.table, key.chain.clone()))
-            };
-            let missing = |key: &&ChainKey| !readings.contains_key(*key) && needed(key);
-            let everything_is_there = in_place_at.is_some() && changed.is_empty() && wanted.is_empty();
-            let keys = self.mirror.chains().map(|(key, _)| key).filter(|_| !everything_is_there);
-            let missing: Vec<_> = keys.filter(missing).cloned().collect();
-            let (mut whole, mut unlike) = (true, Vec::new());
-            for key in missing {
-                match self.dump(&key)? {
-                    Dumped::Reading(reading) => drop(readings.insert(key, reading)),
-                    Dumped::Interrupted => whole = false,
-                    Dumped::Unlike => unlike.push(key),
-                }
-            }
+            let everything_is_there = in_place.is_some() && changed.is_empty() && wanted.is_empty();
+            let (whole, unlike) = self.dump_missing(&mut dumped, |key| {
+                !everything_is_there
+                    && match key.is_endpoint() {
+                        true => in_place.is_none(),
+                        false => changed.contains(key) || wanted.contains(&(key.table, key.chain.clone())),
+                    }
+            })?;
             let generation = self.generation()?;
             self.hear_up_to(generation)?;
             let mut touched = self.mirror.take_touched();
@@ -313,23 +304,41 @@ impl Nftables {
             }
             if self.mirror.is_stale() {
                 self.resync()?;
-                readings.clear();
+                dumped.clear();
                 touched.extend(self.mirror.take_touched());
             }
-            let stood = in_place_at.is_none_or(|at| at == generation);
+            // Counters that were read in place at another generation may be those of rules that are gone.
+            let stood = in_place.as_ref().is_none_or(|(at, _)| *at == generation);
             if touched.is_empty() && whole && stood {
-                return Ok(readings);
+                let in_place = in_place.map(|(_, readings)| readings).unwrap_or_default();
+                return Ok(Readings { in_place, dumped });
             }
-            if !stood {
-                // Counters that were read may be those of rules that are gone.
-                readings.retain(|key, _| !key.is_endpoint());
-            }
-            readings.retain(|key, _| !touched.contains(key));
+            dumped.retain(|key, _| !touched.contains(key));
             changed.extend(touched);
         }
         // What was touched must be looked at next time, too.
         self.mirror.lose();
         Err(SourceError::Unstable { object: "nf_tables".into(), tries: TRIES })
+    }
+
+    /// Dumps the chains that are needed and not there yet. Returns whether all of them could be, and those that are not as
+    /// the mirror has them.
+    fn dump_missing(
+        &mut self,
+        dumped: &mut HashMap<ChainKey, Reading>,
+        needed: impl Fn(&ChainKey) -> bool,
+    ) -> Result<(bool, Vec<ChainKey>), SourceError> {
+        let missing = |key: &&ChainKey| needed(key) && !dumped.contains_key(*key);
+        let missing: Vec<_> = self.mirror.chains().map(|(key, _)| key).filter(missing).cloned().collect();
+        let (mut whole, mut unlike) = (true, Vec::new());
+        for key in missing {
+            match self.dump(&key)? {
+                Dumped::Reading(reading) => drop(dumped.insert(key, reading)),
+                Dumped::Interrupted => whole = false,
+                Dumped::Unlike => unlike.push(key),
+            }
+        }
+        Ok((whole, unlike))
     }
 }
 
@@ -345,13 +354,16 @@ impl RuleSource for Nftables {
         if !self.synced || self.mirror.is_stale() {
             self.resync()?;
         }
-        let readings = self.dump_stable(wanted)?;
+        let readings = self.read_stable(wanted)?;
 
         let mut snapshots: BTreeMap<TableId, Snapshot> = BTreeMap::new();
         for (table, retired) in self.mirror.take_retired() {
             snapshots.entry(table).or_default().retired.push(retired);
         }
-        for (key, reading) in readings {
+        for (table, chains) in readings.in_place {
+            snapshots.entry(table).or_default().chains.extend(chains);
+        }
+        for (key, reading) in readings.dumped {
             snapshots.entry(key.table).or_default().chains.push(reading);
         }
         for key in self.mirror.take_gone() {
