@@ -1,6 +1,7 @@
 //! The main job, to be seen: a small node, known traffic, and the accounts beside what was sent.
 
 use crate::command::{root, say};
+use crate::datastore::{Datastore, Names};
 use crate::{build, setup};
 use accountant_lab::agent::{ADDRESS, Agent};
 use accountant_lab::books::{Books, Line, counted, expected};
@@ -13,7 +14,6 @@ use comfy_table::{CellAlignment, Table};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Who writes the rules into the kernel.
     #[arg(long, value_enum, default_value_t = Dataplane::IptablesNft)]
     dataplane: Dataplane,
+    /// Where names come from.
+    #[arg(long, value_enum, default_value_t = Datastore::Manifests)]
+    datastore: Datastore,
     /// End after the table; the exit status says whether every number is exact.
     #[arg(long)]
     once: bool,
@@ -62,9 +65,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         say(&format!("removed {left_behind}, which a process that was killed left behind"));
     }
     let scenario = demo();
-    let (node, manifests) = make_node(&scenario, args.dataplane)?;
+    let node = make_node(&scenario, args.dataplane)?;
     interrupted.check()?;
-    let agent = start_agent(node.host(), manifests.path())?;
+    let names = args.datastore.start(&scenario, node.host())?;
+    interrupted.check()?;
+    let agent = start_agent(node.host(), &names)?;
     let truth = send(&scenario, &node, &agent, args.rounds, &interrupted)?;
     let (sent, counted) = (expected(&truth), counted(&agent.accounts()?));
     let exact = print(&sent, &counted);
@@ -109,7 +114,7 @@ impl Interrupts {
     }
 }
 
-fn make_node(scenario: &Scenario, dataplane: Dataplane) -> Result<(Node, tempfile::TempDir)> {
+fn make_node(scenario: &Scenario, dataplane: Dataplane) -> Result<Node> {
     say(
         "making a node with the pods shop/web, shop/db and default/client, each in a network namespace of its own",
     );
@@ -117,14 +122,12 @@ fn make_node(scenario: &Scenario, dataplane: Dataplane) -> Result<(Node, tempfil
     let dialect = Dialect::new(Version::V3_31, dataplane.backend())?;
     let written = node.felix(dialect).apply(&scenario.model)?;
     say(&format!("wrote {} rules as Calico 3.31 writes them", written.written_rules));
-    let manifests = tempfile::tempdir()?;
-    scenario.write_manifests(manifests.path())?;
-    Ok((node, manifests))
+    Ok(node)
 }
 
-fn start_agent(namespace: &Namespace, manifests: &Path) -> Result<Agent> {
-    let manifests = manifests.to_str().context("the folder of temporary files has no readable name")?;
-    let arguments = ["--manifests", manifests, "--node-name", NODE_NAME, "--max-age", "0s"];
+fn start_agent(namespace: &Namespace, names: &Names) -> Result<Agent> {
+    let [flag, value] = &names.arguments;
+    let arguments = [flag, value, "--node-name", NODE_NAME, "--max-age", "0s"];
     say(&format!("starting accountant run {}", arguments.join(" ")));
     Ok(Agent::start(namespace, &root().join("target/release/accountant"), &arguments)?)
 }

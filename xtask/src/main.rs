@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod datastore;
 mod demo;
 mod fuzz;
 mod setup;

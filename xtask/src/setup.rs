@@ -15,8 +15,13 @@ const BPF_LINKER: &str = "0.13.0";
 /// Tools that building needs, and the Debian packages that have them: the protocol of etcd is compiled from its description.
 const BUILD_TOOLS: [(&str, &str); 2] = [("protoc", "protobuf-compiler"), ("c++", "g++")];
 /// Tools that tests and the demo need.
-const TOOLS: [(&str, &str); 4] =
-    [("ip", "iproute2"), ("iptables-legacy-restore", "iptables"), ("nft", "nftables"), ("ipset", "ipset")];
+const TOOLS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("iptables-legacy-restore", "iptables"),
+    ("nft", "nftables"),
+    ("ipset", "ipset"),
+    ("dnsmasq", "dnsmasq-base"),
+];
 /// Packages that are unpacked only: name, and the program that is wanted of it.
 const UNPACKED: [(&str, &str); 2] = [("etcd-server", "usr/bin/etcd"), ("prometheus", "usr/bin/promtool")];
 

@@ -6,16 +6,17 @@
 //! `--ignored`, measures a large cluster for `docs/datastore.md`.
 
 mod scale;
+mod srv;
 #[path = "../support/mod.rs"]
 mod support;
 
-use accountant_core::calico::names::pod_interface;
 use accountant_lab::books::{Books, Line, counted, expected};
 use accountant_lab::felix::{Backend, Dialect, Version};
 use accountant_lab::policy::Truth;
-use accountant_lab::scenario::{NODE_NAME, Scenario, Visit, demo};
+use accountant_lab::scenario::{NODE_NAME, Visit, demo, etcd_entry};
 use accountant_lab::{Agent, Namespace};
-use accountant_rigs::{ApiServer, Etcd, root};
+use accountant_rigs::preload::crds;
+use accountant_rigs::{ApiServer, Etcd};
 use kube::Client;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     let tests = vec![
         Trial::test("measure_etcd", scale::etcd).with_ignored_flag(true),
         Trial::test("measure_kubernetes", move || scale::kubernetes(&at)).with_ignored_flag(true),
+        Trial::test("etcd_is_found_by_srv_records", srv::etcd_is_found_by_srv_records),
         Trial::test("etcd_names_come_later_and_go_without_loss", etcd),
         Trial::test("kubernetes_names_come_later_and_go_without_loss", kubernetes).with_ignored_flag(missing),
     ];
@@ -64,13 +66,9 @@ struct InEtcd(Etcd);
 impl Server for InEtcd {
     fn start(_: &Path, objects: &[Value]) -> Self {
         let etcd = Etcd::start().unwrap();
-        block_on(async {
-            let mut client = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
-            for (key, value) in objects.iter().map(stored_in_etcd) {
-                let key = format!("/calico/resources/v3/projectcalico.org/{key}");
-                client.put(key, value.to_string(), None).await.unwrap();
-            }
-        });
+        for (key, value) in objects.iter().map(etcd_entry) {
+            etcd.put(&key, &value.to_string()).unwrap();
+        }
         Self(etcd)
     }
 
@@ -87,41 +85,6 @@ impl Server for InEtcd {
     }
 }
 
-/// Key and value of an object as Calico 3.31 keeps it with etcd.
-fn stored_in_etcd(object: &Value) -> (String, Value) {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let (kind, name, namespace) = (text("/kind"), text("/metadata/name"), text("/metadata/namespace"));
-    let tier = text("/spec/tier");
-    let prefix = if tier == "default" && !name.starts_with("default.") { "default." } else { "" };
-    match (text("/apiVersion"), kind) {
-        ("v1", "Namespace") => (format!("profiles/kns.{name}"), json!({"kind": "Profile"})),
-        ("v1", "Pod") => {
-            let escaped = |name: &str| name.replace('-', "--");
-            let key =
-                format!("workloadendpoints/{namespace}/{}-k8s-{}-eth0", escaped(NODE_NAME), escaped(name));
-            let ips = object["status"]["podIPs"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|ip| ip["ip"].as_str());
-            let networks =
-                ips.map(|ip| if ip.contains(':') { format!("{ip}/128") } else { format!("{ip}/32") });
-            let spec = json!({"orchestrator": "k8s", "node": NODE_NAME, "pod": name, "endpoint": "eth0",
-                "interfaceName": pod_interface("cali", namespace, name).as_str(),
-                "ipNetworks": networks.collect::<Vec<_>>(),
-                "profiles": [format!("kns.{namespace}"), format!("ksa.{namespace}.default")]});
-            (key, json!({"kind": "WorkloadEndpoint", "metadata": object["metadata"], "spec": spec}))
-        }
-        ("networking.k8s.io/v1", _) => {
-            let key = format!("networkpolicies/{namespace}/knp.default.{name}");
-            (key, json!({"kind": "NetworkPolicy", "spec": {"tier": "default", "order": 1000}}))
-        }
-        (_, "NetworkPolicy") => (format!("networkpolicies/{namespace}/{prefix}{name}"), object.clone()),
-        (_, "GlobalNetworkPolicy") => (format!("globalnetworkpolicies/{prefix}{name}"), object.clone()),
-        (_, other) => (format!("{}s/{name}", other.to_lowercase()), object.clone()),
-    }
-}
-
 struct InKubernetes(ApiServer);
 
 impl Server for InKubernetes {
@@ -132,12 +95,8 @@ impl Server for InKubernetes {
             let options = KubeConfigOptions::default();
             let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
             let client = Client::try_from(config).unwrap();
-            let crds = std::fs::read_to_string(root().join("tests/apiserver/crds.json")).unwrap();
-            let crds: Value = serde_json::from_str(&crds).unwrap();
-            for crd in crds["items"].as_array().unwrap() {
-                if crd["spec"]["group"] == "projectcalico.org" {
-                    create(&client, "apiextensions.k8s.io/v1", "customresourcedefinitions", crd).await;
-                }
+            for crd in crds("projectcalico.org").unwrap() {
+                create(&client, "apiextensions.k8s.io/v1", "customresourcedefinitions", &crd).await;
             }
             for object in objects {
                 let version = object["apiVersion"].as_str().unwrap();
@@ -198,11 +157,6 @@ fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-fn objects(scenario: &Scenario) -> Vec<Value> {
-    let texts = scenario.manifests().map(|manifest| manifest.text);
-    texts.iter().flat_map(|text| serde_saphyr::from_multiple::<Value>(text).unwrap()).collect()
-}
-
 fn in_sync(agent: &Agent, wanted: f64) {
     let begin = Instant::now();
     while scrape(agent).sum("calico_accountant_datastore_in_sync", &[]) != wanted {
@@ -227,7 +181,7 @@ fn through_all<S: Server>(binary: &Path, version: Version, backend: Backend) -> 
     let node = scenario.node().unwrap();
     node.felix(Dialect::new(version, backend).unwrap()).apply(&scenario.model).unwrap();
     let host: &Namespace = node.host();
-    let objects = objects(&scenario);
+    let objects = scenario.objects().unwrap();
     let mut server = host.enter(|| S::start(binary, &objects)).unwrap();
     let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
     let configuration = json!({"apiVersion": "projectcalico.org/v3", "kind": "CalicoAPIConfig", "spec": server.configuration()});

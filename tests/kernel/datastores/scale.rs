@@ -3,7 +3,7 @@
 
 use crate::support::{Scrape, program};
 use accountant_lab::{Agent, Namespace};
-use accountant_rigs::{ApiServer, Etcd, root};
+use accountant_rigs::{ApiServer, Etcd, preload};
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -37,27 +37,12 @@ fn metadata(number: usize, name: &str) -> Value {
            "uid": format!("00000000-0000-4000-8000-{number:012}"), "creationTimestamp": "2026-08-01T09:00:00Z"})
 }
 
-fn preload(path: &Path) {
+fn write_cluster(path: &Path) {
     let mut file = std::io::BufWriter::new(std::fs::File::create(path).unwrap());
     let mut put =
         |key: String, value: Value| writeln!(file, "{}", json!({"key": key, "value": value})).unwrap();
-    let crds = std::fs::read_to_string(root().join("tests/apiserver/crds.json")).unwrap();
-    let crds: Value = serde_json::from_str(&crds).unwrap();
-    for (number, crd) in crds["items"].as_array().unwrap().iter().enumerate() {
-        if crd["spec"]["group"] != "crd.projectcalico.org" {
-            continue;
-        }
-        let mut crd = crd.clone();
-        let name = crd["metadata"]["name"].as_str().unwrap().to_string();
-        let condition = |kind: &str| {
-            json!({"type": kind, "status": "True", "reason": "Preloaded", "message": "",
-                   "lastTransitionTime": "2026-08-01T09:00:00Z"})
-        };
-        crd["metadata"]["uid"] = format!("00000000-0000-4000-9000-{number:012}").into();
-        crd["metadata"]["creationTimestamp"] = "2026-08-01T09:00:00Z".into();
-        crd["status"] = json!({"acceptedNames": crd["spec"]["names"], "storedVersions": ["v1"],
-            "conditions": [condition("NamesAccepted"), condition("Established")]});
-        put(format!("/registry/apiextensions.k8s.io/customresourcedefinitions/{name}"), crd);
+    for crd in preload::established_crds("crd.projectcalico.org").unwrap() {
+        put(preload::key(&crd).unwrap(), crd);
     }
     for number in 0..POLICIES / 2 {
         let namespace = number % NAMESPACES;
@@ -88,7 +73,7 @@ fn preload(path: &Path) {
 pub(crate) fn kubernetes(binary: &Path) -> Result<(), Failed> {
     let namespace = Namespace::new("scale").unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
-    preload(file.path());
+    write_cluster(file.path());
     let server = namespace.enter(|| ApiServer::start_with(binary, &[], file.path()).unwrap()).unwrap();
     let configuration = json!({"datastoreType": "kubernetes", "kubeconfig": server.kubeconfig()});
     measure("kubernetes", &namespace, &configuration, Some(server.pid()));

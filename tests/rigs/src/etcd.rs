@@ -4,6 +4,8 @@ use crate::certificates::Certificates;
 use crate::process::{Process, free_ports, wait_until};
 use crate::root;
 use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -42,6 +44,15 @@ impl Etcd {
     pub fn endpoint(&self) -> String {
         let scheme = if self.certificates.is_some() { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}", self.port)
+    }
+
+    /// Stores an entry. Only where it speaks no TLS.
+    pub fn put(&self, key: &str, value: &str) -> Result<()> {
+        let [key64, value] = [key, value].map(|text| STANDARD.encode(text));
+        let request = format!(r#"{{"key": "{key64}", "value": "{value}"}}"#);
+        let url = format!("{}/v3/kv/put", self.endpoint());
+        ureq::post(&url).send(request).with_context(|| format!("putting {key} into etcd"))?;
+        Ok(())
     }
 
     /// Its process number.

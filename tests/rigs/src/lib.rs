@@ -10,6 +10,7 @@ mod certificates;
 mod etcd;
 mod go;
 mod platform;
+pub mod preload;
 mod process;
 
 pub use apiserver::{ApiServer, binary};

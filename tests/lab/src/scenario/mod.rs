@@ -6,9 +6,11 @@
 mod demo;
 mod manifests;
 mod scale;
+mod stored;
 
 pub use demo::{Visit, demo};
 pub use scale::scale;
+pub use stored::etcd_entry;
 
 use crate::error::{Error, Result};
 use crate::node::Node;
