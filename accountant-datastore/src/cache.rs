@@ -45,6 +45,11 @@ impl Told {
         self
     }
 
+    /// The name.
+    pub(crate) fn object(&self) -> &Object {
+        &self.object
+    }
+
     pub(crate) fn workload(object: Object) -> Self {
         Self { object, profiles: Vec::new() }
     }

@@ -19,18 +19,21 @@
 mod bell;
 mod cache;
 pub mod convert;
+pub mod decoders;
 pub mod etcdv3;
 mod health;
 pub mod kubernetes;
 mod local;
 pub mod manifests;
 mod patience;
+mod reported;
 pub mod secret;
 mod subscription;
 
 /// Where Felix reports its endpoints, from 3.30 on.
 pub const ENDPOINT_STATUS: &str = local::FOLDER;
 
+pub use reported::{Nothing, WithReports};
 pub use subscription::{Datastore, Disconnected, Outlet, Status, Subscription, Update, explain, start};
 
 /// The registry: every datastore, by the name that `--datastore-type` takes.

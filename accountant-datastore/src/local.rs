@@ -33,7 +33,7 @@ pub(crate) struct LocalEndpoint {
 }
 
 /// Namespace and name of a pod.
-type Pod = (Box<str>, Box<str>);
+pub(crate) type Pod = (Box<str>, Box<str>);
 
 /// All endpoints, by pod.
 pub(crate) type LocalEndpoints = BTreeMap<Pod, LocalEndpoint>;
@@ -48,10 +48,11 @@ struct File {
     ipv6_nets: Option<Vec<Box<str>>>,
 }
 
-/// Follows a folder, as a task of the present runtime, until nobody looks any more.
+/// Follows a folder, as a task of the present runtime, until nobody looks any more. What is there now is read at once.
 pub(crate) fn follow(folder: PathBuf) -> watch::Receiver<LocalEndpoints> {
-    let (told, endpoints) = watch::channel(LocalEndpoints::new());
     let local = Local { folder, bell: Bell::new() };
+    let (told, mut endpoints) = watch::channel(local.read());
+    endpoints.mark_changed();
     tokio::spawn(async move {
         tokio::select! {
             () = local.run(&told) => {}
@@ -69,13 +70,13 @@ struct Local {
 impl Local {
     async fn run(&self, told: &watch::Sender<LocalEndpoints>) {
         loop {
+            self.wait().await;
             let endpoints = self.read();
             told.send_if_modified(|last| {
                 let news = *last != endpoints;
                 *last = endpoints;
                 news
             });
-            self.wait().await;
         }
     }
 
@@ -106,11 +107,15 @@ impl Local {
 }
 
 fn read(path: &Path) -> Option<(Pod, LocalEndpoint)> {
-    let pod = pod(path.file_name()?.to_str()?)?;
     if fs::metadata(path).ok()?.len() > MAX_BYTES {
         return None;
     }
-    Some((pod, endpoint(&fs::read(path).ok()?)?))
+    decode(path.file_name()?.to_str()?, &fs::read(path).ok()?)
+}
+
+/// What a file says, by its name and bytes.
+pub(crate) fn decode(file: &str, json: &[u8]) -> Option<(Pod, LocalEndpoint)> {
+    Some((pod(file)?, endpoint(json)?))
 }
 
 /// Namespace and pod of a file's name: orchestrator, workload and endpoint, each escaped as in a URL.

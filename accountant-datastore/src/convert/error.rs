@@ -41,6 +41,14 @@ pub enum ConvertError {
         /// Why not.
         source: serde_json::Error,
     },
+    /// A selector that is none.
+    #[error("{field} does not parse")]
+    Selector {
+        /// Where it is.
+        field: &'static str,
+        /// Why not.
+        source: accountant_core::calico::selector::SelectorError,
+    },
 }
 
 impl ConvertError {
@@ -51,7 +59,9 @@ impl ConvertError {
                 "add it, also where kubectl would take it from its context"
             }
             Self::Missing { .. } => "add it",
-            Self::Type { .. } | Self::TooLong { .. } | Self::Value { .. } => "correct it",
+            Self::Type { .. } | Self::TooLong { .. } | Self::Value { .. } | Self::Selector { .. } => {
+                "correct it"
+            }
             Self::HiddenMetadata { .. } => "correct it, or state spec.tier",
         }
     }

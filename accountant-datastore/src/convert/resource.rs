@@ -26,6 +26,8 @@ pub(crate) struct Metadata {
     pub(crate) namespace: Field<Box<str>>,
     /// What a watch goes on from.
     pub(crate) resource_version: Field<Box<str>>,
+    /// FelixConfiguration: the oldest counts.
+    pub(crate) creation_timestamp: Field<Box<str>>,
     /// Only whether it is there matters.
     pub(crate) deletion_timestamp: Field<Box<str>>,
     pub(crate) labels: Group<Labels>,
@@ -85,6 +87,8 @@ pub(crate) struct Spec {
     pub(crate) profiles: Field<Vec<Field<Box<str>>>>,
     /// ClusterInformation: false while the datastore is being migrated.
     pub(crate) datastore_ready: Field<bool>,
+    /// FelixConfiguration: the nodes that it is for.
+    pub(crate) node_selector: Field<Box<str>>,
     /// FelixConfiguration: what the names of workload interfaces begin with.
     pub(crate) interface_prefix: Field<Box<str>>,
 }

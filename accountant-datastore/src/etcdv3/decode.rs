@@ -1,14 +1,36 @@
-//! A value in etcd to what it tells. Pure; any bytes give a name, nothing, or a reason.
+//! An entry of etcd to what it tells. Pure; any bytes give a name, nothing, or a reason.
 
-use super::keys::GROUP;
+use super::keys::{self, ENDPOINTS, GROUP, Named};
 use crate::cache::{Came, Told, refused};
 use crate::convert::field::{Field, Group};
 use crate::convert::resource::{Metadata, cut};
-use crate::convert::{Resource, Settings};
+use crate::convert::{Resource, Settings, object_key};
+use accountant_core::index::ObjectKey;
+
+/// What an entry tells; nothing if it is of another node, or of a kind without names.
+pub(crate) fn came(key: &[u8], value: &[u8], settings: &Settings) -> Option<(ObjectKey, Came)> {
+    let text = String::from_utf8_lossy(key);
+    match keys::named(&text) {
+        Named::Other => None,
+        Named::Nothing(kind, rest) => {
+            let error = format!("cannot use etcd's key {text:?}: it names no {}; remove it", kind.name);
+            Some((object_key(kind.name, GROUP, "", rest), Err(error)))
+        }
+        Named::Object(kind, _, name)
+            if *kind == ENDPOINTS && !keys::is_local(name, &keys::endpoint_prefix(&settings.node)) =>
+        {
+            None
+        }
+        Named::Object(kind, namespace, name) => {
+            let key = object_key(kind.name, GROUP, namespace, name);
+            Some((key, decode(kind.name, namespace, name, value, settings)))
+        }
+    }
+}
 
 /// What a value tells. Kind, namespace and name are those of its key, as Calico has it: up to 3.31 the name in the value may
 /// be another, and Felix goes by the key.
-pub(super) fn decode(kind: &str, namespace: &str, name: &str, value: &[u8], settings: &Settings) -> Came {
+fn decode(kind: &str, namespace: &str, name: &str, value: &[u8], settings: &Settings) -> Came {
     let slash = if namespace.is_empty() { "" } else { "/" };
     let object = || format!("{kind} {}{slash}{} in etcd", cut(namespace), cut(name));
     let mut resource = match serde_json::from_slice::<Field<Resource>>(value) {

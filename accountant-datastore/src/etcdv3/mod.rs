@@ -6,7 +6,7 @@
 
 mod client;
 mod connection;
-mod decode;
+pub(crate) mod decode;
 mod error;
 mod keys;
 pub(crate) mod ready;
@@ -31,10 +31,6 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    fn prefix(&self) -> String {
-        keys::endpoint_prefix(&self.settings.node)
-    }
-
     async fn follow(self, outlet: &Outlet) {
         let mut waits = Waits::default();
         let (mut cache, mut health) = (Cache::default(), Health::default());

@@ -4,7 +4,7 @@ use crate::convert::Resource;
 use crate::convert::field::Field;
 
 /// False only if the object says so.
-pub(super) fn is_ready(value: &[u8]) -> bool {
+pub(crate) fn is_ready(value: &[u8]) -> bool {
     match serde_json::from_slice::<Field<Resource>>(value) {
         Ok(Field::Is(information)) => is_ready_now(&information),
         _ => true,

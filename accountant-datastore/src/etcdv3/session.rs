@@ -5,12 +5,11 @@
 
 use super::Etcd;
 use super::client::connect;
-use super::decode::decode;
+use super::decode::came;
 use super::error::EtcdError;
-use super::keys::{self, CLUSTER_INFORMATION, ENDPOINTS, EVERYWHERE, Named, Range};
+use super::keys::{self, CLUSTER_INFORMATION, ENDPOINTS, EVERYWHERE, Range};
 use super::ready::is_ready;
 use crate::cache::{Cache, Came};
-use crate::convert::object_key;
 use crate::explain;
 use crate::health::Health;
 use crate::{Disconnected, Outlet};
@@ -139,26 +138,9 @@ impl Session<'_> {
         true
     }
 
-    /// What an entry tells; nothing if it is of another node, or of a kind without names.
+    /// What an entry tells.
     fn came(&self, entry: &KeyValue) -> Option<(ObjectKey, Came)> {
-        let text = String::from_utf8_lossy(entry.key());
-        match keys::named(&text) {
-            Named::Other => None,
-            Named::Nothing(kind, rest) => {
-                let key = object_key(kind.name, keys::GROUP, "", rest);
-                let error = format!("cannot use etcd's key {text:?}: it names no {}; remove it", kind.name);
-                Some((key, Err(error)))
-            }
-            Named::Object(kind, _, name)
-                if *kind == ENDPOINTS && !keys::is_local(name, &self.etcd.prefix()) =>
-            {
-                None
-            }
-            Named::Object(kind, namespace, name) => {
-                let key = object_key(kind.name, keys::GROUP, namespace, name);
-                Some((key, decode(kind.name, namespace, name, entry.value(), &self.etcd.settings)))
-            }
-        }
+        came(entry.key(), entry.value(), &self.etcd.settings)
     }
 
     /// Reads everything at one revision.
@@ -188,7 +170,7 @@ impl Session<'_> {
         }
         namespaces.sort();
         namespaces.dedup();
-        let ranges = keys::endpoint_ranges(&namespaces, &self.etcd.prefix());
+        let ranges = keys::endpoint_ranges(&namespaces, &keys::endpoint_prefix(&self.etcd.settings.node));
         self.list_part(ENDPOINTS.plural, ranges, &kv, &mut listed).await?;
         Ok(listed)
     }

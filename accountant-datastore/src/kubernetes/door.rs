@@ -4,8 +4,14 @@
 //! watches go on from where they were: they need not list again. It also tells which watches were opened, which the library
 //! keeps to itself.
 
+use super::Kubernetes;
 use super::connection::{Connection, Overrides, Source};
+use super::follow::CONNECTION;
+use crate::cache::Cache;
+use crate::health::Health;
+use crate::patience::Waits;
 use crate::secret::{Pem, PemError};
+use crate::{Outlet, explain};
 use http::{Request, Response};
 use kube::Client;
 use kube::client::Body;
@@ -63,6 +69,27 @@ impl Door {
         let fresh = client(&self.connection).await?;
         *self.real.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
+    }
+}
+
+/// Makes the first client. Its settings may come to be right later.
+pub(super) async fn open(
+    kubernetes: &Kubernetes,
+    health: &mut Health,
+    outlet: &Outlet,
+    opened: mpsc::UnboundedSender<String>,
+) -> (Door, Client) {
+    let mut waits = Waits::default();
+    loop {
+        match Door::open(&kubernetes.connection, opened.clone()).await {
+            Ok(open) => return open,
+            Err(error) => {
+                let advice = "see KUBECONFIG, K8S_API_ENDPOINT and the files they name; it is tried again";
+                health.fail(CONNECTION, "certificate", explain(&error, advice));
+                health.report(&Cache::default(), outlet);
+                tokio::time::sleep(waits.next().unwrap_or_default()).await;
+            }
+        }
     }
 }
 

@@ -4,12 +4,13 @@
 //! stays until a complete list says otherwise.
 
 use super::Kubernetes;
-use super::discover::served;
-use super::door::Door;
+use super::discover::{Found, find};
+use super::door::{Door, open};
 use super::failure::{self, Remedy};
 use super::item::{identify, told};
 use super::kinds::{Kind, Role};
 use super::pods::Pods;
+use super::prefixes::Labels;
 use super::watch::{Change, watch_kind};
 use crate::cache::{Cache, Came};
 use crate::convert::Resource;
@@ -30,8 +31,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamMap;
 
-/// How long an answer to what is served may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A new client is made at most so often.
 const RENEW_AFTER: Duration = Duration::from_secs(2);
 /// Changes that are taken at once.
@@ -64,15 +63,16 @@ struct Follower<'a> {
     watches: Watches,
     /// Which kinds there are was found out.
     discovered: bool,
-    discovery: BoxFuture<'static, Result<Vec<&'static Kind>, kube::Error>>,
+    discovery: BoxFuture<'static, Result<Found, kube::Error>>,
     discover_after: Duration,
     /// The datastore is not in use: Calico's kinds stay as they are.
     frozen: bool,
 }
 
 /// The part of [`Health`] that the connection is.
-const CONNECTION: &str = "kubernetes";
+pub(super) const CONNECTION: &str = "kubernetes";
 const READY: &str = "clusterinformation";
+const NODE: &str = "node";
 
 /// Runs until nobody listens.
 pub(super) async fn follow(kubernetes: Kubernetes, outlet: &Outlet) -> Result<(), Disconnected> {
@@ -114,27 +114,6 @@ async fn changed(local: &mut Option<watch::Receiver<LocalEndpoints>>) -> LocalEn
     std::future::pending().await
 }
 
-/// Makes the first client. Its settings may come to be right later.
-async fn open(
-    kubernetes: &Kubernetes,
-    health: &mut Health,
-    outlet: &Outlet,
-    opened: mpsc::UnboundedSender<String>,
-) -> (Door, Client) {
-    let mut waits = Waits::default();
-    loop {
-        match Door::open(&kubernetes.connection, opened.clone()).await {
-            Ok(open) => return open,
-            Err(error) => {
-                let advice = "see KUBECONFIG, K8S_API_ENDPOINT and the files they name; it is tried again";
-                health.fail(CONNECTION, "certificate", explain(&error, advice));
-                health.report(&Cache::default(), outlet);
-                tokio::time::sleep(waits.next().unwrap_or_default()).await;
-            }
-        }
-    }
-}
-
 impl<'a> Follower<'a> {
     fn new(kubernetes: &'a Kubernetes, client: Client, door: Door, health: &'a mut Health) -> Self {
         let mut follower = Self {
@@ -163,24 +142,19 @@ impl<'a> Follower<'a> {
 
     /// Plans to find out which kinds there are.
     fn discover_in(&mut self, wait: Duration) {
-        let (client, told) = (self.client.clone(), self.kubernetes.connection.api_group);
-        self.discovery = async move {
-            tokio::time::sleep(wait).await;
-            match tokio::time::timeout(PATIENCE, served(client, told)).await {
-                Ok(found) => found,
-                Err(late) => Err(kube::Error::Service(late.into())),
-            }
-        }
-        .boxed();
+        let labels_matter = self.pods.prefixes().want_labels();
+        let node = labels_matter.then(|| self.kubernetes.settings.node.to_string());
+        self.discovery = find(self.client.clone(), self.kubernetes.connection.api_group, node, wait);
     }
 
-    fn discovered(&mut self, found: Result<Vec<&'static Kind>, kube::Error>) {
+    fn discovered(&mut self, found: Result<Found, kube::Error>) {
         let (first, longest) = self.kubernetes.discover_after;
         match found {
-            Ok(kinds) => {
+            Ok(found) => {
                 self.discovered = true;
                 self.health.works(CONNECTION);
-                self.follow_these(&kinds);
+                self.follow_these(&found.kinds);
+                self.labelled(found.labels);
             }
             Err(error) => {
                 let failure = failure::of("find out what the API server serves", &error, "discover");
@@ -191,6 +165,23 @@ impl<'a> Follower<'a> {
         }
         self.discover_in(spread(self.discover_after));
         self.discover_after = (self.discover_after * 2).min(longest);
+    }
+
+    /// Takes what came of asking for this node's labels; nothing if they do not matter.
+    fn labelled(&mut self, labels: Option<Result<Labels, kube::Error>>) {
+        match labels.transpose() {
+            Ok(labels) => {
+                self.health.works(NODE);
+                if let Some(labels) = labels {
+                    self.pods.labelled(labels, &mut self.cache);
+                }
+            }
+            Err(error) => {
+                let doing = format!("get the labels of node {}", self.kubernetes.settings.node);
+                let failure = failure::of(&doing, &error, "list");
+                self.health.fail(NODE, failure.reason, failure.text);
+            }
+        }
     }
 
     fn follow_these(&mut self, kinds: &[&'static Kind]) {
@@ -313,7 +304,10 @@ impl<'a> Follower<'a> {
             }
             Role::Ready if &*key.2 == "default" => self.set_ready(is_ready_now(&object)),
             Role::Ready => {}
-            Role::Prefix => self.pods.configured(&key.2, Some(&object), &mut self.cache),
+            Role::Prefix => {
+                self.pods.configured(&key, Some(&object), &mut self.cache);
+                self.ask_for_labels();
+            }
         }
     }
 
@@ -323,7 +317,7 @@ impl<'a> Follower<'a> {
             Role::Names => self.cache.remove(key),
             Role::Ready if &*key.2 == "default" => self.set_ready(true),
             Role::Ready => {}
-            Role::Prefix => self.pods.configured(&key.2, None, &mut self.cache),
+            Role::Prefix => self.pods.configured(key, None, &mut self.cache),
         }
     }
 
@@ -342,12 +336,16 @@ impl<'a> Follower<'a> {
                 self.set_ready(default.is_none_or(|(_, information)| is_ready_now(information)));
             }
             Role::Prefix => {
-                let own = format!("node.{}", self.kubernetes.settings.node);
-                for name in ["default", &own] {
-                    let found = objects.iter().find(|(key, _)| *key.2 == *name);
-                    self.pods.configured(name, found.map(|(_, found)| found), &mut self.cache);
-                }
+                self.pods.configurations(&objects, &mut self.cache);
+                self.ask_for_labels();
             }
+        }
+    }
+
+    /// As soon as something depends on this node's labels, they are asked for; later, whenever kinds are looked for.
+    fn ask_for_labels(&mut self) {
+        if self.pods.prefixes().miss_labels() {
+            self.discover_in(Duration::ZERO);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The datastore `kubernetes`: pods of this node, and policies and host endpoints, from the Kubernetes API.
 //!
-//! `connection` says where it is, `kinds` what is read, `item` and `failure` what came and what went wrong, `pods` what
-//! becomes of this node's pods: all pure. `door` connects, `discover` asks what there is, `watch` watches a kind,
+//! `connection` says where it is, `kinds` what is read, `item` and `failure` what came and what went wrong, `pods` and
+//! `prefixes` what becomes of this node's pods: all pure. `door` connects, `discover` asks what there is, `watch` watches a kind,
 //! `follow` all of them.
 //!
 //! Invariant: what an API server sends because of us grows with this node's pods and the policies, not with the cluster:
@@ -15,12 +15,18 @@ mod follow;
 mod item;
 mod kinds;
 mod pods;
+mod prefixes;
 mod watch;
 
 pub use connection::{ApiGroup, Connection, Overrides, Source};
 
+use crate::cache::{Cache, Came};
 use crate::convert::Settings;
 use crate::{Datastore, Outlet};
+use accountant_core::index::ObjectKey;
+use item::Item;
+use kinds::{KINDS, Part, Role};
+use pods::Pods;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,6 +56,29 @@ impl Kubernetes {
             discover_after: (Duration::from_secs(5), Duration::from_secs(300)),
         }
     }
+}
+
+/// An object of the kind with this number, as a watch takes it; nothing if it is no JSON.
+pub(crate) fn any_object(kind: usize, json: &[u8], settings: &Settings) -> Option<(ObjectKey, Came)> {
+    let kind = &KINDS[kind % KINDS.len()];
+    let mut resource = match kind.part {
+        Part::Whole => serde_json::from_slice::<Item<false>>(json).ok()?.into_resource(),
+        Part::Metadata => serde_json::from_slice::<Item<true>>(json).ok()?.into_resource(),
+    };
+    let key = item::identify(kind, &mut resource);
+    let came = match kind.role {
+        Role::Pods | Role::Names => item::told(&resource, settings),
+        Role::Ready => {
+            crate::etcdv3::ready::is_ready_now(&resource);
+            Ok(None)
+        }
+        Role::Prefix => {
+            let mut pods = Pods::new(settings.clone(), false);
+            pods.configured(&key, Some(&resource), &mut Cache::default());
+            Ok(None)
+        }
+    };
+    Some((key, came))
 }
 
 impl Datastore for Kubernetes {

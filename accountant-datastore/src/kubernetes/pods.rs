@@ -4,15 +4,14 @@
 //! Invariant: what the cache has of a pod follows from the pod, the files and the prefix as they are now, whichever came last.
 
 use super::item::told;
-use crate::cache::{Cache, Told};
-use crate::convert::field::Field;
+use super::prefixes::{Labels, Prefixes};
+use crate::cache::{Cache, Told, refused};
+use crate::convert::resource::cut;
 use crate::convert::{Resource, Settings};
-use crate::local::{LocalEndpoint, LocalEndpoints};
-use accountant_core::index::{Object, ObjectKey, Workload};
+use crate::local::LocalEndpoints;
+use crate::reported;
+use accountant_core::index::ObjectKey;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// The kind of the keys of endpoints of which there is a file, and no pod is known.
-const REPORTED: &str = "EndpointStatus";
 
 /// The pods.
 #[derive(Debug)]
@@ -23,19 +22,14 @@ pub(super) struct Pods {
     pods: BTreeMap<ObjectKey, Resource>,
     local: LocalEndpoints,
     prefixes: Prefixes,
-}
-
-/// What FelixConfigurations say: that of this node counts before the default one.
-#[derive(Debug, Default)]
-struct Prefixes {
-    default: Option<Box<str>>,
-    node: Option<Box<str>>,
+    /// The FelixConfigurations that there are.
+    configured: BTreeSet<ObjectKey>,
 }
 
 impl Pods {
     pub(super) fn new(settings: Settings, told_prefix: bool) -> Self {
-        let (pods, local, prefixes) = Default::default();
-        Self { settings, told_prefix, pods, local, prefixes }
+        let (pods, local, prefixes, configured) = Default::default();
+        Self { settings, told_prefix, pods, local, prefixes, configured }
     }
 
     /// A pod as it is now.
@@ -75,22 +69,49 @@ impl Pods {
     }
 
     /// What a FelixConfiguration says; nothing when it is gone.
-    pub(super) fn configured(&mut self, name: &str, configuration: Option<&Resource>, cache: &mut Cache) {
-        let prefix =
-            configuration.and_then(|configuration| match &configuration.spec().ok()?.interface_prefix {
-                Field::Is(prefix) if !prefix.trim().is_empty() => Some(prefix.clone()),
-                _ => None,
-            });
-        if name == "default" {
-            self.prefixes.default = prefix;
-        } else if name.strip_prefix("node.") == Some(&self.settings.node) {
-            self.prefixes.node = prefix;
+    pub(super) fn configured(&mut self, key: &ObjectKey, now: Option<&Resource>, cache: &mut Cache) {
+        match now {
+            Some(_) => self.configured.insert(key.clone()),
+            None => self.configured.remove(key),
+        };
+        match self.prefixes.take(&self.settings.node, &key.2, now) {
+            Ok(()) => cache.remove(key),
+            Err(error) => {
+                let object = format!("FelixConfiguration {} in Kubernetes", cut(&key.2));
+                cache.put(key.clone(), Err(refused(&object, &error)));
+            }
         }
+        self.use_prefix(cache);
+    }
+
+    /// These FelixConfigurations are all.
+    pub(super) fn configurations(&mut self, all: &[(ObjectKey, Resource)], cache: &mut Cache) {
+        let listed: BTreeSet<_> = all.iter().map(|(key, _)| key).collect();
+        let gone: Vec<_> = self.configured.iter().filter(|key| !listed.contains(key)).cloned().collect();
+        for key in gone {
+            self.configured(&key, None, cache);
+        }
+        for (key, configuration) in all {
+            self.configured(key, Some(configuration), cache);
+        }
+    }
+
+    /// This node has these labels.
+    pub(super) fn labelled(&mut self, labels: Labels, cache: &mut Cache) {
+        self.prefixes.labelled(labels);
+        self.use_prefix(cache);
+    }
+
+    /// What is known of interfaces' names.
+    pub(super) fn prefixes(&self) -> &Prefixes {
+        &self.prefixes
+    }
+
+    fn use_prefix(&mut self, cache: &mut Cache) {
         if self.told_prefix {
             return;
         }
-        let prefix = self.prefixes.node.as_deref().or(self.prefixes.default.as_deref()).unwrap_or("");
-        let settings = Settings::new(&self.settings.node, prefix);
+        let settings = Settings::new(&self.settings.node, self.prefixes.prefix());
         if settings != self.settings {
             tracing::info!(prefix = %settings.interface_prefix, "FelixConfiguration tells the interface prefix");
             self.settings = settings;
@@ -116,11 +137,11 @@ impl Pods {
 
     /// An endpoint of which there is a file and no pod.
     fn tell_reported(&self, (namespace, pod): &(Box<str>, Box<str>), cache: &mut Cache) {
-        let key = (REPORTED.into(), namespace.clone(), pod.clone());
+        let key = reported::key(namespace, pod);
         let known = self.pods.contains_key(&("Pod".into(), namespace.clone(), pod.clone()));
         match self.local.get(&(namespace.clone(), pod.clone())) {
             Some(endpoint) if !known => {
-                let object = reported(namespace, pod, endpoint);
+                let (_, object) = reported::reported(namespace, pod, endpoint);
                 cache.put(key, Ok(Some(Told::workload(object))));
             }
             _ => cache.remove(&key),
@@ -128,19 +149,11 @@ impl Pods {
     }
 }
 
-fn reported(namespace: &str, pod: &str, endpoint: &LocalEndpoint) -> Object {
-    let ips = endpoint.networks.iter().map(|network| {
-        let suffix = if network.contains(':') { "/128" } else { "/32" };
-        network.strip_suffix(suffix).unwrap_or(network).into()
-    });
-    let workload =
-        Workload { namespace: namespace.into(), pod: pod.into(), app: "".into(), ips: ips.collect() };
-    Object::Workload((&*endpoint.interface).into(), workload)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::object_key;
+    use crate::local::LocalEndpoint;
     use accountant_core::index::Index;
 
     struct Check {
@@ -173,7 +186,8 @@ mod tests {
         fn configure(&mut self, name: &str, prefix: &str) {
             let json = format!(r#"{{"spec": {{"interfacePrefix": "{prefix}"}}}}"#);
             let configuration = serde_json::from_str(&json).unwrap();
-            self.pods.configured(name, Some(&configuration), &mut self.cache);
+            let key = object_key("FelixConfiguration", "projectcalico.org", "", name);
+            self.pods.configured(&key, Some(&configuration), &mut self.cache);
         }
 
         /// The label `app` of the workload at an interface; nothing if there is none.

@@ -1,7 +1,7 @@
 //! What is stored, and what changes.
 
 use crate::cluster::{CRD, Cluster, V3, datastore};
-use crate::common::{Names, check_fixture, set};
+use crate::common::{Has, Names, check_fixture, set};
 use accountant_datastore::kubernetes::{ApiGroup, Kubernetes};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ pub async fn what_calico_3_31_stores_is_named_as_expected(binary: PathBuf) {
     let cluster = Cluster::with(binary, &[CALICO, ADMIN], &objects).await;
     let mut names = cluster.names();
     names.in_sync().await;
-    check_fixture(&names, |_| true);
+    check_fixture(&names, Has::ALL);
     assert!(names.status().errors.is_empty(), "{:?}", names.status());
 }
 
@@ -51,24 +51,8 @@ pub async fn changes_are_followed_and_other_nodes_are_not_asked_for(binary: Path
     cluster.np(CRD, "second").await;
     cluster.delete("/apis/crd.projectcalico.org/v1/namespaces/n/networkpolicies/default.second").await;
     cluster.delete("/apis/networking.k8s.io/v1/namespaces/n/networkpolicies/first").await;
-    cluster
-        .calico(
-            CRD,
-            "HostEndpoint",
-            "hostendpoints",
-            "h",
-            json!({"node": "worker-1", "interfaceName": "eth0"}),
-        )
-        .await;
-    cluster
-        .calico(
-            CRD,
-            "HostEndpoint",
-            "hostendpoints",
-            "o",
-            json!({"node": "worker-2", "interfaceName": "eth0"}),
-        )
-        .await;
+    cluster.host("h", "worker-1").await;
+    cluster.host("o", "worker-2").await;
     names.until("pods", |names| names.pods() == set(&["m/b", "n/a"])).await;
     names.until("policies", |names| names.policy_names() == set(&["n/second"])).await;
     names.until("hosts", |names| names.hosts().len() == 1).await;
@@ -197,6 +181,20 @@ pub async fn a_configuration_and_felixs_own_files_tell_interfaces(binary: PathBu
     let felix = "/apis/crd.projectcalico.org/v1/felixconfigurations/default";
     cluster.patch(felix, json!({"spec": {"interfacePrefix": "azv"}})).await;
     names.until("prefix", |names| at(names).iter().all(|interface| interface.starts_with("azv"))).await;
+    // One for some nodes counts before that for all, once the node is known to be among them.
+    let node = json!({"apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "worker-1", "labels": {"cloud": "blue"}}});
+    cluster.create("/api/v1/nodes", node).await;
+    let scoped = json!({"interfacePrefix": "gke", "nodeSelector": "cloud in {'blue'} && !has(none)"});
+    cluster.calico(CRD, "FelixConfiguration", "felixconfigurations", "some", scoped).await;
+    names.until("scoped", |names| at(names).iter().all(|interface| interface.starts_with("gke"))).await;
+    cluster.patch("/api/v1/nodes/worker-1", json!({"metadata": {"labels": {"cloud": "red"}}})).await;
+    names.until("default", |names| at(names).iter().all(|interface| interface.starts_with("azv"))).await;
+    let some = "/apis/crd.projectcalico.org/v1/felixconfigurations/some";
+    cluster.patch(some, json!({"spec": {"nodeSelector": "cloud in"}})).await;
+    names.error("FelixConfiguration some in Kubernetes: spec.nodeSelector does not parse").await;
+    cluster.delete(some).await;
+    names.until("nothing is wrong", |names| names.status().errors.is_empty()).await;
     let file = folder.path().join("k8s n%2Fa eth0");
     std::fs::write(file, r#"{"ifaceName": "real0"}"#).unwrap();
     names.until("the real one", |names| at(names) == ["real0"]).await;

@@ -3,12 +3,11 @@
 use crate::common::Names;
 use crate::proxy::Proxy;
 use accountant_datastore::kubernetes::{Connection, Kubernetes, Overrides, Source};
-use accountant_rigs::{ApiServer, root};
+use accountant_rigs::{ApiServer, preload, root};
 use kube::Client;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,10 +29,8 @@ impl Cluster {
 
     /// With these objects stored beforehand as they are.
     pub async fn with(binary: PathBuf, groups: &[&str], objects: &[Value]) -> Self {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        for object in objects {
-            writeln!(file, "{}", json!({"key": registry(object), "value": object})).unwrap();
-        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        preload::write(file.path(), objects.iter().cloned()).unwrap();
         let at = binary.clone();
         let server =
             tokio::task::spawn_blocking(move || ApiServer::start_with(&at, &[], file.path()).unwrap());
@@ -145,6 +142,12 @@ impl Cluster {
         self.create(&format!("/apis/{group}/{plural}"), object).await;
     }
 
+    /// A host endpoint of a node.
+    pub async fn host(&self, name: &str, node: &str) {
+        let spec = json!({"node": node, "interfaceName": "eth0"});
+        self.calico(CRD, "HostEndpoint", "hostendpoints", name, spec).await;
+    }
+
     pub fn connection(&self) -> Connection {
         let source = Source::Files(vec![self.server.kubeconfig().into()]);
         Connection { source, overrides: Overrides::default(), api_group: None }
@@ -190,21 +193,4 @@ pub async fn admin(server: &ApiServer) -> Client {
 
 pub fn text_at<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("{pointer} in {value}"))
-}
-
-/// Where the API server keeps an object.
-fn registry(object: &Value) -> String {
-    let (version, kind) = (text_at(object, "/apiVersion"), text_at(object, "/kind"));
-    let lower = kind.to_lowercase();
-    let plural = match lower.strip_suffix('y') {
-        Some(stem) => format!("{stem}ies"),
-        None => format!("{lower}s"),
-    };
-    let group = match version.split_once('/') {
-        None | Some(("networking.k8s.io", _)) => String::new(),
-        Some((group, _)) => format!("{group}/"),
-    };
-    let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str);
-    let namespace = namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
-    format!("/registry/{group}{plural}/{namespace}{}", text_at(object, "/metadata/name"))
 }

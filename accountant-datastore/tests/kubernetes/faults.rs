@@ -153,15 +153,7 @@ pub async fn the_role_that_we_ship_is_enough_and_less_is_told(binary: PathBuf) {
     cluster.pod("n", "a", "worker-1").await;
     cluster.knp("k").await;
     cluster.np(CRD, "c").await;
-    cluster
-        .calico(
-            CRD,
-            "HostEndpoint",
-            "hostendpoints",
-            "h",
-            json!({"node": "worker-1", "interfaceName": "eth0"}),
-        )
-        .await;
+    cluster.host("h", "worker-1").await;
     let connection = cluster.as_account("agent").await;
 
     // Without any role.
@@ -179,6 +171,12 @@ pub async fn the_role_that_we_ship_is_enough_and_less_is_told(binary: PathBuf) {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "calico-packet-accountant"},
         "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": "n"}]});
     cluster.create(&format!("{rbac}/clusterrolebindings"), binding).await;
+    names.in_sync().await;
+    let scoped = json!({"interfacePrefix": "gke", "nodeSelector": "all()"});
+    cluster.calico(CRD, "FelixConfiguration", "felixconfigurations", "some", scoped).await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "worker-1"}});
+    cluster.create("/api/v1/nodes", node).await;
+    names.until("the prefix", |names| names.workloads().keys().all(|at| at.starts_with("gke"))).await;
     names.in_sync().await;
     assert_eq!((names.pods(), names.policy_names()), (set(&["n/a"]), set(&["n/c", "n/k"])));
     assert_eq!(names.hosts().len(), 1);
