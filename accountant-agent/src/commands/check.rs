@@ -21,7 +21,7 @@ const CAPABILITIES: [(&str, u8, &str); 3] = [
 /// Prints the findings; the exit status says whether the agent would count.
 pub fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let names = args.names.resolve(&Process);
+    let names = args.agent.names.resolve(&Process);
     let status = runtime.block_on(look(args, names.as_ref().ok()))?;
     runtime.shutdown_background();
     let findings = findings(args, names, &status);
@@ -36,10 +36,10 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 
 async fn look(args: &CheckArgs, names: Option<&Names>) -> anyhow::Result<Status> {
     let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
-    let (engine, handle) = Engine::new(settings, sources(&args.sources), names.and_then(datastore))?;
+    let (engine, handle) = Engine::new(settings, sources(&args.agent.sources), names.map(datastore))?;
     tokio::spawn(engine.run());
     let names = async {
-        while handle.latest().status.datastore.name != "none" && !handle.latest().status.datastore.tried {
+        while !handle.latest().status.datastore.tried {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -83,7 +83,7 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         "kernel": kernel(),
         "node": node,
         "configuration": {"settings": settings, "wrong": wrong},
-        "listen": args.serving.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "listen": args.agent.serving.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
         "capabilities": capabilities,
         "sources": sources,
         "kernel_programs": {

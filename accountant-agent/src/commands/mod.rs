@@ -11,11 +11,11 @@ use accountant_dataplane::RuleSource;
 use accountant_dataplane::iptables_legacy::{self, IptablesLegacy};
 use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::nftables::Nftables;
-use accountant_datastore::Subscription;
 use accountant_datastore::convert::Settings;
 use accountant_datastore::etcdv3::Etcd;
 use accountant_datastore::kubernetes::Kubernetes;
 use accountant_datastore::manifests::Manifests;
+use accountant_datastore::{Nothing, Subscription, WithReports};
 
 /// The registry of sources.
 pub fn sources(args: &SourceArgs) -> Sources {
@@ -37,19 +37,26 @@ pub fn sources(args: &SourceArgs) -> Sources {
 }
 
 /// Starts the datastore that is configured, in the current tokio runtime.
-pub fn datastore(names: &Names) -> Option<(&'static str, Subscription)> {
+pub fn datastore(names: &Names) -> (&'static str, Subscription) {
     let prefix = names.interface_prefix.as_ref().map(|prefix| prefix.value.as_str());
     let node = &names.node.value;
     let settings = Settings::new(node, prefix.unwrap_or_default());
     let subscription = match names.datastore.value.clone() {
-        Datastore::None => return None,
+        Datastore::None => accountant_datastore::start(with_reports(Nothing, names)),
         Datastore::Kubernetes(connection) => {
             let mut kubernetes = Kubernetes::new(connection, node, prefix);
             kubernetes.endpoint_status = Some(names.endpoint_status.clone());
             accountant_datastore::start(kubernetes)
         }
-        Datastore::Etcdv3(connection) => accountant_datastore::start(Etcd { connection, settings }),
+        Datastore::Etcdv3(connection) => {
+            accountant_datastore::start(with_reports(Etcd { connection, settings }, names))
+        }
         Datastore::Manifests(folder) => accountant_datastore::start(Manifests::new(folder, settings)),
     };
-    Some((names.datastore.value.name(), subscription))
+    (names.datastore.value.name(), subscription)
+}
+
+/// A datastore with what Felix itself reports on this node.
+fn with_reports<D>(datastore: D, names: &Names) -> WithReports<D> {
+    WithReports { datastore, folder: names.endpoint_status.clone() }
 }

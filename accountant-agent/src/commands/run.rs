@@ -1,7 +1,7 @@
 //! `accountant run`: the agent.
 
 use super::{datastore, sources};
-use crate::config::{LogArgs, LogFormat, Process, RunArgs};
+use crate::config::{AgentArgs, LogArgs, LogFormat, Process, RunArgs};
 use crate::engine::{Engine, Settings};
 use crate::export::http::{self, Service};
 use crate::export::prometheus::Exporter;
@@ -25,14 +25,15 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn agent(args: RunArgs) -> anyhow::Result<()> {
-    let settings = Settings { poll_interval: args.serving.poll_interval, grace: args.serving.grace_period };
-    let names = args.names.resolve(&Process).context("reading the configuration")?;
+    let AgentArgs { names, sources: read, serving } = args.agent;
+    let settings = Settings { poll_interval: serving.poll_interval, grace: serving.grace_period };
+    let names = names.resolve(&Process).context("reading the configuration")?;
     let (engine, handle) =
-        Engine::new(settings, sources(&args.sources), datastore(&names)).context("starting the sources")?;
-    let exporter = Exporter::new(args.serving.compat_metrics, args.serving.minimum_counter);
-    let service = Service { engine: handle, exporter: Arc::new(exporter), max_age: args.serving.max_age };
+        Engine::new(settings, sources(&read), Some(datastore(&names))).context("starting the sources")?;
+    let exporter = Exporter::new(serving.compat_metrics, serving.minimum_counter);
+    let service = Service { engine: handle, exporter: Arc::new(exporter), max_age: serving.max_age };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = names.node.value, "counting");
-    for address in args.serving.addresses() {
+    for address in serving.addresses() {
         tokio::spawn(http::serve(address, service.clone()));
     }
     let counting = tokio::spawn(engine.run());

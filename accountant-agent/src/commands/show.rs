@@ -88,8 +88,8 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
     if direct.is_none() {
         let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
         let names = args.names.resolve(&Process).context("reading the configuration")?;
-        let (engine, handle) =
-            Engine::new(settings, sources(&without_programs(&args.sources)), datastore(&names))?;
+        let read = sources(&without_programs(&args.sources));
+        let (engine, handle) = Engine::new(settings, read, Some(datastore(&names)))?;
         tokio::spawn(engine.run());
         *direct = Some(handle);
     }

@@ -116,6 +116,12 @@ impl Fields {
         Ok(Self { set })
     }
 
+    /// Sets a field, which something else than Calico's own configuration decides.
+    pub(super) fn put(&mut self, field: &'static str, given: Given<String>) {
+        debug_assert!(FIELDS.iter().any(|(name, ..)| *name == field));
+        self.set.insert(field, given);
+    }
+
     /// A field that is set to something.
     pub(super) fn get(&self, field: &'static str) -> Option<&Given<String>> {
         debug_assert!(FIELDS.iter().any(|(name, ..)| *name == field));

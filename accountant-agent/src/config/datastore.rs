@@ -1,6 +1,7 @@
 //! What the settings mean together: which datastore, how to reach it, or the one thing that is wrong with them.
 
 use super::calico::Fields;
+use super::felix::Felix;
 use super::setting::{Given, Origin, Setting};
 use super::surroundings::Surroundings;
 use super::{ConfigError, DatastoreType, NameArgs};
@@ -40,12 +41,17 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/tok
 /// Chooses the datastore. Beside it: the settings that led to it.
 pub(super) fn choose(
     args: &NameArgs,
+    felix: &Felix,
     around: &dyn Surroundings,
 ) -> Result<(Given<Datastore>, Vec<Setting>), ConfigError> {
     let file = args.calico_config.as_deref();
     let fields = match file {
         Some(path) => Fields::from_file(path, around)?,
-        None => Fields::from_environment(around)?,
+        None => {
+            let mut fields = Fields::from_environment(around)?;
+            felix.overrule(&mut fields);
+            fields
+        }
     };
     let typed = typed(args, &fields)?;
     let chosen = match (typed, &args.manifests) {

@@ -5,6 +5,7 @@
 
 mod calico;
 mod datastore;
+mod felix;
 mod node;
 pub mod setting;
 mod surroundings;
@@ -13,6 +14,7 @@ pub use datastore::Datastore;
 pub use surroundings::{Process, Surroundings};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use felix::Felix;
 use setting::{Given, Origin, Setting};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,6 +43,17 @@ pub enum Command {
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// What the agent does.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+    /// What it says meanwhile.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What the agent does, be it running or to be checked.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
     /// Where names come from.
     #[command(flatten)]
     pub names: NameArgs,
@@ -50,9 +63,6 @@ pub struct RunArgs {
     /// How it runs.
     #[command(flatten)]
     pub serving: ServingArgs,
-    /// What it says meanwhile.
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// Where names come from.
@@ -206,15 +216,9 @@ pub struct CheckArgs {
     /// Print JSON instead of text.
     #[arg(long)]
     pub json: bool,
-    /// Where names come from.
+    /// What the agent would do.
     #[command(flatten)]
-    pub names: NameArgs,
-    /// What is counted.
-    #[command(flatten)]
-    pub sources: SourceArgs,
-    /// How it would run.
-    #[command(flatten)]
-    pub serving: ServingArgs,
+    pub agent: AgentArgs,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -328,20 +332,18 @@ pub struct Names {
 impl NameArgs {
     /// What the arguments, and what is found around, come to.
     pub fn resolve(&self, around: &dyn Surroundings) -> Result<Names, ConfigError> {
-        let (datastore, settings) = datastore::choose(self, around)?;
-        let flag = self.interface_prefix.clone().map(|prefix| (prefix, Origin::Flag("--interface-prefix")));
-        let variable = || {
-            let name = "FELIX_INTERFACEPREFIX";
-            Some((around.variable(name)?, Origin::Variable(name.into())))
-        };
-        let prefix = flag.or_else(variable).filter(|(prefix, _)| !prefix.trim().is_empty());
-        if let Some((value, origin)) = prefix.clone().filter(|(prefix, _)| !are_prefixes(prefix)) {
+        let felix = Felix::find(around)?;
+        let (datastore, settings) = datastore::choose(self, &felix, around)?;
+        let flag = self.interface_prefix.clone();
+        let flag = flag.map(|prefix| Given::new(prefix, Origin::Flag("--interface-prefix")));
+        let prefix = flag.or_else(|| felix.get("InterfacePrefix").cloned());
+        if let Some(Given { value, origin }) = prefix.clone().filter(|prefix| !are_prefixes(&prefix.value)) {
             return Err(ConfigError::Value { value, origin, wanted: PREFIXES });
         }
         Ok(Names {
             datastore,
             node: node::name(self.node_name.as_deref(), around),
-            interface_prefix: prefix.map(|(prefix, origin)| Given::new(prefix, origin)),
+            interface_prefix: prefix,
             endpoint_status: self.endpoint_status.clone(),
             settings,
         })

@@ -133,7 +133,7 @@ impl Engine {
             statuses.insert(source, SourceStatus::new(source));
         }
         let name = datastore.as_ref().map_or("none", |(name, _)| name);
-        let names = DatastoreStatus { name, ..DatastoreStatus::default() };
+        let names = DatastoreStatus { name, tried: datastore.is_none(), ..DatastoreStatus::default() };
         let kernel = KernelStatus {
             needed: sources.needs_programs,
             reason: sources.programs.reason(),

@@ -143,7 +143,7 @@ pub struct DatastoreStatus {
     pub name: &'static str,
     /// Whether all names were looked up.
     pub in_sync: bool,
-    /// Whether it was tried at all, with whatever result.
+    /// Whether it was tried at all, with whatever result; nobody waits for none.
     pub tried: bool,
     /// What is wrong, and what to do.
     pub reason: String,
@@ -206,7 +206,7 @@ impl Status {
         if self.kernel.needed && self.kernel.reason.as_ref().is_some_and(is_off) {
             reasons.push(format!("programs in the kernel: {}", self.kernel.describe()));
         }
-        if !self.datastore.tried && self.datastore.name != "none" {
+        if !self.datastore.tried {
             reasons.push(format!("datastore {}: names were not yet looked up", self.datastore.name));
         }
         reasons

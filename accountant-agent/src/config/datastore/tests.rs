@@ -7,7 +7,8 @@ const CLUSTER: [(&str, &str); 2] =
     [("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("KUBERNETES_SERVICE_PORT", "443")];
 
 fn chosen(args: &NameArgs, around: &Fake) -> Result<Given<Datastore>, String> {
-    choose(args, around).map(|(chosen, _)| chosen).map_err(|error| error.to_string())
+    let felix = Felix::find(around).map_err(|error| error.to_string())?;
+    choose(args, &felix, around).map(|(chosen, _)| chosen).map_err(|error| error.to_string())
 }
 
 fn of(variables: &[(&str, &str)]) -> Result<Given<Datastore>, String> {
@@ -60,6 +61,21 @@ fn a_flag_counts_before_the_environment() {
     assert_eq!((found.value, found.origin.to_string()), (Datastore::None, "--datastore-type".into()));
     let found = chosen(&NameArgs::default(), &around.and(&[("CALICO_DATASTORE_TYPE", "none")])).unwrap();
     assert_eq!((found.value, found.origin.to_string()), (Datastore::None, "$CALICO_DATASTORE_TYPE".into()));
+}
+
+#[test]
+fn felixs_own_settings_count_unless_a_file_is_given() {
+    let around = Fake::with(&[("FELIX_ETCDADDR", "e:2379"), ("DATASTORE_TYPE", "kubernetes")]);
+    let found = chosen(&NameArgs::default(), &around).unwrap();
+    let Datastore::Etcdv3(connection) = found.value else { panic!() };
+    assert_eq!(connection.servers, Servers::Endpoints(vec!["http://e:2379".into()]));
+    assert_eq!(found.origin.to_string(), "$FELIX_ETCDADDR");
+    refused(&[("FELIX_ETCDENDPOINTS", "e")], "$FELIX_ETCDENDPOINTS is \"e\"");
+    refused(&[("FELIX_DATASTORETYPE", "consul")], "$FELIX_DATASTORETYPE is \"consul\"");
+    let text =
+        "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nspec:\n  k8sAPIEndpoint: https://k\n";
+    let args = NameArgs { calico_config: Some("f".into()), ..NameArgs::default() };
+    assert_eq!(chosen(&args, &around.file("f", text)).unwrap().value.name(), "kubernetes");
 }
 
 #[test]
