@@ -65,7 +65,7 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         Ok(names) => (names.datastore.value.name(), names.node.value.clone(), names.shown(), None),
         Err(error) => ("none", String::new(), Vec::new(), Some(error.to_string())),
     };
-    let hooks = match args.sources.kernel_programs {
+    let hooks = match args.agent.sources.kernel_programs {
         KernelPrograms::Off => Vec::new(),
         _ => accountant_dataplane::kernel::probe(),
     };

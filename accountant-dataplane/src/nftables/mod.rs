@@ -13,6 +13,7 @@ pub mod rule;
 
 mod in_place;
 mod mirror;
+mod requests;
 mod socket;
 mod watched;
 mod wire;
@@ -27,6 +28,7 @@ use in_place::{InPlace, Readings as InPlaceReadings};
 use mirror::{ChainKey, Mirror, MirrorChain, is_after};
 use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use requests::{header, rules_of};
 use socket::{Dump, Heard, Notifications, Query};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
@@ -396,21 +398,6 @@ impl RuleSource for Nftables {
         let moved = self.synced && self.with_endpoints() != self.tables;
         Ok(moved.then(|| Poll { moved, how: self.how(), ..Poll::default() }))
     }
-}
-
-fn header(family: u8) -> Nfgenmsg {
-    let mut header = Nfgenmsg::new();
-    header.nfgen_family = family;
-    header
-}
-
-fn rules_of(key: &ChainKey) -> netlink_bindings::nftables::OpGetruleDump<'static> {
-    let mut request = Request::new().op_getrule_dump(&header(key.family()));
-    request
-        .encode()
-        .push_table_bytes(key.kernel_table().as_bytes())
-        .push_chain_bytes(key.kernel_chain().as_bytes());
-    request
 }
 
 fn describe(key: &ChainKey) -> String {
