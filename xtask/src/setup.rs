@@ -15,15 +15,21 @@ const BPF_LINKER: &str = "0.13.0";
 /// Tools that building needs, and the Debian packages that have them: the protocol of etcd is compiled from its description.
 const BUILD_TOOLS: [(&str, &str); 2] = [("protoc", "protobuf-compiler"), ("c++", "g++")];
 /// Tools that tests and the demo need.
-const TOOLS: [(&str, &str); 5] = [
+const TOOLS: [(&str, &str); 7] = [
+    ("crun", "crun"),
+    ("curl", "curl"),
+    ("dnsmasq", "dnsmasq-base"),
     ("ip", "iproute2"),
+    ("ipset", "ipset"),
     ("iptables-legacy-restore", "iptables"),
     ("nft", "nftables"),
-    ("ipset", "ipset"),
-    ("dnsmasq", "dnsmasq-base"),
 ];
-/// Packages that are unpacked only: name, and the program that is wanted of it.
-const UNPACKED: [(&str, &str); 2] = [("etcd-server", "usr/bin/etcd"), ("prometheus", "usr/bin/promtool")];
+/// Packages that are unpacked only: name, and the file that is wanted of it.
+const UNPACKED: [(&str, &str); 3] = [
+    ("etcd-server", "usr/bin/etcd"),
+    ("golang-github-containers-common", "usr/share/containers/seccomp.json"),
+    ("prometheus", "usr/bin/promtool"),
+];
 
 /// Everything.
 pub(crate) fn everything() -> Result<()> {
