@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod grafana;
 pub mod manifests;
 pub mod rules;
 
@@ -46,7 +47,7 @@ pub fn write(tools: &Path) -> Result<Vec<String>> {
         written.push(path);
         anyhow::Ok(())
     };
-    for file in manifests::objects(tools)? {
+    for file in grafana::generated()?.into_iter().chain(manifests::objects(tools)?) {
         write(file)?;
     }
     write(manifests::plain(tools)?)?;

@@ -1,0 +1,185 @@
+//! The dashboards and rules on real data: a real Prometheus scrapes a running agent that counts known traffic, what Felix of six
+//! versions exports, and what BIRD tells; then every query of every panel returns data, and every rule can be evaluated.
+
+mod support;
+
+use accountant_deploy::{grafana, rules};
+use accountant_lab::Namespace;
+use accountant_lab::agent::ADDRESS;
+use accountant_lab::felix::Backend;
+use accountant_lab::policy::Truth;
+use accountant_lab::scenario::{Visit, demo};
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use support::fixtures;
+use support::lab::{Lab, dialect};
+
+const PROMETHEUS: &str = "127.0.0.1:9090";
+/// How long until all that is scraped has been scraped often enough for rates.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Serves a text to everybody who asks, until the test ends.
+fn serve(on: &Namespace, port: u16, text: String) {
+    let listener = on.enter(move || TcpListener::bind(("127.0.0.1", port))).unwrap().unwrap();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = client.read(&mut [0; 4096]);
+            let length = text.len();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {length}"
+            );
+            let _ = client.write_all(format!("{head}\r\nconnection: close\r\n\r\n{text}").as_bytes());
+        }
+    });
+}
+
+/// What Felix of each version exported; name and text.
+fn felix() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(fixtures().join("felix")).unwrap() {
+        let folder = entry.unwrap();
+        if let Ok(text) = fs::read_to_string(folder.path().join("felix-metrics.prom")) {
+            found.push((folder.file_name().to_string_lossy().into_owned(), text));
+        }
+    }
+    assert!(found.len() >= 6, "{}", found.len());
+    found
+}
+
+/// What an exporter makes of the transcripts of BIRD 2, by the names and labels that exporters agree on.
+fn bird() -> String {
+    let expected = fs::read_to_string(fixtures().join("bird/expected-bird.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    let mut text = String::new();
+    for protocol in expected["bird-2.15.txt"].as_array().unwrap() {
+        let name = protocol["protocol"].as_str().unwrap();
+        let channel = protocol["channel"].as_str().unwrap_or_default();
+        let of = format!("bird_protocol_instance=\"{name}\",channel=\"{channel}\"");
+        writeln!(text, "bird_up{{{of}}} {}", protocol["up"]).unwrap();
+        if let Some(state) = protocol["bgp_state"].as_str() {
+            writeln!(text, "bird_bgp_state{{{of},bird_bgp_state=\"{state}\"}} 1").unwrap();
+        }
+        for timer in ["hold", "keepalive"] {
+            if let Some(current) = protocol[timer].get(0) {
+                writeln!(text, "bird_{timer}_timer_current{{{of}}} {current}").unwrap();
+            }
+        }
+        for (kind, number) in protocol["routes"].as_object().into_iter().flatten() {
+            writeln!(text, "bird_routes{{{of},bird_route_type=\"{kind}\"}} {number}").unwrap();
+        }
+        for (change, number) in protocol["changes"].as_object().into_iter().flatten() {
+            let words: Vec<_> = change.split('/').collect();
+            let [direction, action, outcome] = words.try_into().unwrap();
+            writeln!(
+                text,
+                "bird_route_changes{{{of},bird_direction=\"{direction}\",bird_action=\"{action}\",\
+                 bird_outcome=\"{outcome}\"}} {number}"
+            )
+            .unwrap();
+        }
+    }
+    text
+}
+
+/// A running Prometheus; ended when dropped.
+struct Prometheus {
+    child: Child,
+    on: Namespace,
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Prometheus {
+    /// Scrapes these targets, each by its job, every second.
+    fn start(on: &Namespace, folder: &Path, targets: &[(String, String)]) -> Self {
+        let mut config = "global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n".to_string();
+        for (job, address) in targets {
+            writeln!(
+                config,
+                "- {{job_name: {job}, honor_labels: true, static_configs: [{{targets: ['{address}']}}]}}"
+            )
+            .unwrap();
+        }
+        let file = folder.join("prometheus.yml");
+        fs::write(&file, config).unwrap();
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/debian/usr/bin/prometheus");
+        assert!(program.is_file(), "{} is not there: run `cargo xtask setup`", program.display());
+        let mut command: Command = on.command(program.to_str().unwrap()).unwrap();
+        let data = folder.join("data");
+        let child = command
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", data.display()))
+            .arg(format!("--web.listen-address={PROMETHEUS}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, on: on.clone() }
+    }
+
+    /// How many series a query returns now; or what is wrong with it.
+    fn series(&self, query: &str) -> Result<usize, String> {
+        let url = format!("http://{PROMETHEUS}/api/v1/query");
+        let query = format!("query={query}");
+        let arguments = ["--silent", "--show-error", "--get", "--data-urlencode", &query, &url];
+        let answer = self.on.run("curl", &arguments).map_err(|error| error.to_string())?;
+        let answer: Value = serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))?;
+        match answer["status"].as_str() {
+            Some("success") => Ok(answer["data"]["result"].as_array().map_or(0, Vec::len)),
+            _ => Err(answer.to_string()),
+        }
+    }
+}
+
+/// A panel's query with everything chosen, over the seconds that the test lasts.
+fn chosen(query: &grafana::Query) -> String {
+    let values = [("$__rate_interval", "10s"), ("$__range", "30s")];
+    let any = ["$cluster", "$namespace", "$pod", "$tier", "$policy", "$instance"].map(|name| (name, ".*"));
+    let replace = |text: String, (name, value): &(&str, &str)| text.replace(name, value);
+    values.iter().chain(&any).fold(query.promql(), replace)
+}
+
+#[test]
+fn every_panel_has_data_and_every_rule_can_be_evaluated() {
+    let scenario = demo();
+    let lab = Lab::new(&scenario);
+    lab.node.felix(dialect(Backend::Nft)).apply(&scenario.model).unwrap();
+    let _agent = lab.agent(&["--max-age", "0s"]);
+    let host = lab.node.host();
+    let mut targets = vec![("accountant".to_string(), ADDRESS.to_string())];
+    for ((name, text), port) in felix().into_iter().chain([("bird".to_string(), bird())]).zip(9100..) {
+        serve(host, port, text);
+        targets.push((name, format!("127.0.0.1:{port}")));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let prometheus = Prometheus::start(host, folder.path(), &targets);
+    let mut open = Vec::new();
+    for (name, dashboard) in grafana::all().unwrap() {
+        for panel in dashboard.rows.iter().flat_map(|row| &row.panels) {
+            let of = format!("{name}: {}", panel.title);
+            open.extend(panel.queries.iter().map(|query| (of.clone(), chosen(query))));
+        }
+    }
+    assert!(open.len() > 100, "{}", open.len());
+    let visit = Visit::new(&lab.node).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !open.is_empty() {
+        visit.round(&scenario.model, &mut Truth::default(), || {}).unwrap();
+        open.retain(|(_, query)| prometheus.series(query).unwrap_or(0) == 0);
+        assert!(Instant::now() < deadline, "queries without data:\n{open:#?}");
+    }
+    for rule in rules::all().unwrap() {
+        prometheus.series(&rule.expr).unwrap();
+    }
+}
