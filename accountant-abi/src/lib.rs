@@ -5,8 +5,10 @@
 
 #![no_std]
 
+pub mod calico;
 pub mod in_place;
 pub mod rewrites;
+pub mod stand_in;
 pub mod verdict;
 
 /// Packets and bytes of one direction on one CPU.

@@ -178,6 +178,16 @@ impl Index {
         self.profiles.get(chain)
     }
 
+    /// All policies with their tiers.
+    pub fn policies(&self) -> impl Iterator<Item = (&PolicyId, &TierName)> {
+        self.tiers.iter().map(|(id, tier)| (&**id, tier))
+    }
+
+    /// All profiles.
+    pub fn profiles(&self) -> impl Iterator<Item = &ProfileName> {
+        self.profiles.values()
+    }
+
     /// Whether an endpoint has a name.
     pub fn knows(&self, endpoint: &Endpoint) -> bool {
         match endpoint.kind {

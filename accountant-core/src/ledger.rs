@@ -82,14 +82,23 @@ pub enum Cause {
     Undetermined,
     /// They went into a policy, and no counter says what became of them.
     Unexplained,
-    /// A rule decided that no version of Felix writes.
+    /// A rule decided that no version of Felix writes, or whose number nothing explains.
     UnknownRule,
+    /// Policy decided, and Felix has its programs not say by which rule (`bpfPolicyDebugEnabled` is off).
+    NotRecorded,
 }
 
 impl Cause {
     /// All causes, for metrics that are there from the start.
-    pub const ALL: [Self; 6] =
-        [Self::History, Self::Rewrite, Self::Reset, Self::Undetermined, Self::Unexplained, Self::UnknownRule];
+    pub const ALL: [Self; 7] = [
+        Self::History,
+        Self::Rewrite,
+        Self::Reset,
+        Self::Undetermined,
+        Self::Unexplained,
+        Self::UnknownRule,
+        Self::NotRecorded,
+    ];
 
     /// As labels print it.
     pub fn as_str(self) -> &'static str {
@@ -100,6 +109,7 @@ impl Cause {
             Self::Undetermined => "undetermined",
             Self::Unexplained => "unexplained",
             Self::UnknownRule => "unknown_rule",
+            Self::NotRecorded => "not_recorded",
         }
     }
 }

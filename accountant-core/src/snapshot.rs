@@ -16,6 +16,8 @@ pub enum Source {
     IptablesLegacy,
     /// Rules in nftables, written by iptables-nft or by Felix itself.
     Nftables,
+    /// Verdicts of Calico's eBPF dataplane.
+    CalicoBpf,
 }
 
 impl Source {
@@ -24,6 +26,7 @@ impl Source {
         match self {
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
+            Self::CalicoBpf => "calico-bpf",
         }
     }
 }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod calico_bpf;
 pub mod in_place;
 pub mod iptables_legacy;
 pub mod kernel;

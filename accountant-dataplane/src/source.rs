@@ -2,6 +2,7 @@
 
 use crate::in_place::CannotHere;
 use accountant_core::ChainName;
+use accountant_core::calico::bpf::Reading;
 use accountant_core::snapshot::{Snapshot, Source, TableId};
 use nix::unistd::{SysconfVar, sysconf};
 use std::collections::HashSet;
@@ -32,12 +33,18 @@ pub trait RuleSource: Send {
 pub struct Poll {
     /// The tables that were read.
     pub tables: Vec<TablePoll>,
+    /// Verdicts of Calico's eBPF dataplane, by IP version.
+    pub verdicts: Vec<(TableId, Reading)>,
     /// Tables that no longer apply.
     pub gone: Vec<TableId>,
     /// What the reading cost.
     pub took: Duration,
     /// Things worth counting that happened since the last one.
     pub notes: Vec<Note>,
+    /// The same, where many happen at once.
+    pub happened: Vec<(Note, u64)>,
+    /// How many packets Calico's own counters have more (or less) than ours, where there are two.
+    pub difference: Option<i64>,
     /// Whether chains of endpoints came to a table that had none, or went: other sources may have them now, or have had them.
     pub moved: bool,
     /// How it was read.
@@ -51,17 +58,27 @@ pub enum How {
     Whole(CannotHere),
     /// In place. Rewrites of the rules lose nothing, or here is why they can.
     InPlace(Option<CannotHere>),
+    /// By programs beside Calico's, as it says; or here is why nothing is read.
+    Beside(Result<Box<str>, Box<str>>),
 }
 
 impl How {
     /// Whether counters are read in place.
     pub fn is_in_place(&self) -> bool {
-        matches!(self, Self::InPlace(_))
+        matches!(self, Self::InPlace(_) | Self::Beside(Ok(_)))
     }
 
     /// Whether a source that is read so is told the last counters of rules that are rewritten: nf_tables always tells them.
     pub fn keeps_counts_over_rewrites(&self, source: Source) -> bool {
-        source == Source::Nftables || matches!(self, Self::InPlace(None))
+        source == Source::Nftables || matches!(self, Self::InPlace(None) | Self::Beside(Ok(_)))
+    }
+
+    /// Why nothing is read, where the way of reading says so.
+    pub fn why_absent(&self) -> Option<&str> {
+        match self {
+            Self::Beside(Err(reason)) => Some(reason),
+            _ => None,
+        }
     }
 
     /// In words, with the reasons for what cannot be.
@@ -69,9 +86,11 @@ impl How {
         let whole = match source {
             Source::IptablesLegacy => "as whole tables",
             Source::Nftables => "over netlink",
+            Source::CalicoBpf => "from Calico's maps alone",
         };
         match self {
             Self::Whole(reason) => format!("counters are read {whole}, not in place: {reason}"),
+            Self::Beside(Ok(text) | Err(text)) => text.to_string(),
             Self::InPlace(None) => "counters are read in place; rewrites lose nothing".into(),
             Self::InPlace(Some(reason)) => {
                 format!("counters are read in place; rewrites can lose a little: {reason}")
@@ -106,12 +125,31 @@ pub enum Note {
     LostNotifications,
     /// A dump was interrupted by a rule change and taken again.
     Interrupted,
+    /// A verdict found no room in the map that counts it.
+    NoRoom,
+    /// A verdict was overwritten by XDP before it was read.
+    Overwritten,
+    /// A program of ours found no verdict where it should be behind Calico's.
+    Misplaced,
+    /// A packet passed that Calico did not look at.
+    Stale,
+    /// A packet was dropped beside Calico's programs, by somebody else.
+    ForeignDrop,
 }
 
 impl Note {
     /// All of them.
-    pub const ALL: [Self; 4] =
-        [Self::Unlocked, Self::MissedRewrite, Self::LostNotifications, Self::Interrupted];
+    pub const ALL: [Self; 9] = [
+        Self::Unlocked,
+        Self::MissedRewrite,
+        Self::LostNotifications,
+        Self::Interrupted,
+        Self::NoRoom,
+        Self::Overwritten,
+        Self::Misplaced,
+        Self::Stale,
+        Self::ForeignDrop,
+    ];
 
     /// As labels print it.
     pub fn as_str(self) -> &'static str {
@@ -120,6 +158,11 @@ impl Note {
             Self::MissedRewrite => "missed_rewrite",
             Self::LostNotifications => "lost_notifications",
             Self::Interrupted => "interrupted_dump",
+            Self::NoRoom => "verdicts_full",
+            Self::Overwritten => "verdict_overwritten",
+            Self::Misplaced => "program_misplaced",
+            Self::Stale => "verdict_of_another",
+            Self::ForeignDrop => "foreign_drop",
         }
     }
 }
@@ -145,6 +188,9 @@ pub enum SourceError {
         /// Why not.
         reason: String,
     },
+    /// What the source needs cannot be had here.
+    #[error("{0}")]
+    Refused(String),
     /// Rules changed again and again while they were read.
     #[error("{object} changed {tries} times while it was read; the next poll tries again")]
     Unstable {
@@ -174,6 +220,7 @@ impl SourceError {
             Self::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => "permission",
             Self::Io { .. } => "io",
             Self::Decode { .. } => "decode",
+            Self::Refused(_) => "refused",
             Self::Unstable { .. } => "unstable",
         }
     }

@@ -5,5 +5,6 @@
 
 pub mod bpf;
 pub mod mapping;
+pub mod program;
 pub mod scratch;
 pub mod xtables;

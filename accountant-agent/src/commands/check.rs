@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CAPABILITIES: [(&str, u8, &str); 3] = [
     ("CAP_NET_ADMIN", 12, "to read rule counters"),
     ("CAP_PERFMON", 38, "to read them in place; without, as the tools read them"),
-    ("CAP_BPF", 39, "the same"),
+    ("CAP_BPF", 39, "the same; Calico's eBPF dataplane needs both"),
 ];
 
 /// Prints the findings; the exit status says whether the agent would count.

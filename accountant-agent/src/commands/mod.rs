@@ -8,6 +8,7 @@ use crate::config::{Datastore, KernelPrograms, Names, SourceArgs};
 use crate::engine::sources::{Make, Sources};
 use accountant_core::snapshot::Source;
 use accountant_dataplane::RuleSource;
+use accountant_dataplane::calico_bpf::{self, CalicoBpf};
 use accountant_dataplane::iptables_legacy::{self, IptablesLegacy};
 use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::nftables::Nftables;
@@ -32,7 +33,14 @@ pub fn sources(args: &SourceArgs) -> Sources {
     let (in_place, shared) = (args.read_in_place, programs.clone());
     let nftables: Make =
         Box::new(move || Ok(Box::new(Nftables::with(in_place, shared.clone())?) as Box<dyn RuleSource>));
-    let makes = vec![(Source::IptablesLegacy, iptables), (Source::Nftables, nftables)];
+    let beside = calico_bpf::Settings {
+        pins: args.calico_bpf_pins.clone(),
+        listings: args.calico_bpf_policies.clone(),
+    };
+    let verdicts: Make =
+        Box::new(move || Ok(Box::new(CalicoBpf::new(beside.clone())?) as Box<dyn RuleSource>));
+    let makes =
+        vec![(Source::IptablesLegacy, iptables), (Source::Nftables, nftables), (Source::CalicoBpf, verdicts)];
     Sources { makes, programs, needs_programs: args.kernel_programs == KernelPrograms::On }
 }
 

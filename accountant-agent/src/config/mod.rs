@@ -123,6 +123,22 @@ pub struct SourceArgs {
     /// (on: where it is not, the agent is not ready), or not.
     #[arg(long, env = "ACCOUNTANT_KERNEL_PROGRAMS", value_name = "MODE", value_enum, default_value_t = KernelPrograms::Auto)]
     pub kernel_programs: KernelPrograms,
+    /// Where Calico's eBPF dataplane pins its maps.
+    #[arg(
+        long,
+        env = "ACCOUNTANT_CALICO_BPF_PINS",
+        value_name = "FOLDER",
+        default_value = "/sys/fs/bpf/tc/globals"
+    )]
+    pub calico_bpf_pins: PathBuf,
+    /// Where Calico's eBPF dataplane lists its policy programs.
+    #[arg(
+        long,
+        env = "ACCOUNTANT_CALICO_BPF_POLICIES",
+        value_name = "FOLDER",
+        default_value = "/var/run/calico/bpf/policy"
+    )]
+    pub calico_bpf_policies: PathBuf,
 }
 
 /// Whether there are programs in the kernel.

@@ -3,7 +3,9 @@
 //! Several backends can hold Calico's chains of a table at once. Their rules count the same packets, so only one of them
 //! posts ([`Books::posting`]) and the others are followed ([`Overlap`]).
 
-use accountant_core::attribute::Attributor;
+use accountant_core::attribute::{Attribution, Attributor};
+use accountant_core::calico::bpf::{Accountant, Reading};
+use accountant_core::id::Endpoint;
 use accountant_core::index::Index;
 use accountant_core::ledger::{Cause, Key, Ledger, Posting, What};
 use accountant_core::snapshot::{Snapshot, Source, TableId};
@@ -58,9 +60,17 @@ pub(super) struct Books {
 /// Of the posting tables, of what the programs saw, and of the ledger.
 type Versions = (Vec<(TableId, u64)>, u64, u64);
 
+/// Who says what the numbers of a table mean.
+enum Charger {
+    /// Of rules and their counters.
+    Rules(Box<Attributor>),
+    /// Of verdicts.
+    Verdicts(Box<Accountant>),
+}
+
 /// The book of one table.
 struct Book {
-    attributor: Attributor,
+    by: Charger,
     /// Postings since the last tick ended.
     held: Vec<Posting>,
     /// Whether another reading would tell more of what was counted already.
@@ -89,12 +99,14 @@ impl Books {
             told.resets += attribution.resets;
             self.wanted.extend(attribution.wanted.into_iter().map(|chain| (table.id, chain)));
         }
+        for (id, reading) in &poll.verdicts {
+            let book = self.tables.entry(*id).or_insert_with(|| Book::new(*id));
+            told.unsettled |= book.charge(reading, &self.index);
+        }
         for id in &poll.gone {
             self.seen.forget(*id);
             if let Some(mut book) = self.tables.remove(id) {
-                for _ in 0..CLOSING {
-                    book.apply(&Snapshot::default(), &self.index);
-                }
+                book.close(&self.index);
                 self.departed.push((*id, book.held));
                 self.kept_at = None;
             }
@@ -222,14 +234,14 @@ impl Books {
     fn most_alive(&self, held: &[(TableId, Vec<Posting>)]) -> Option<TableId> {
         let weight = |(id, postings): &&(TableId, Vec<Posting>)| {
             let counted: u64 = postings.iter().map(|posting| posting.amount.packets).sum();
-            (self.tables.get(id).map(|book| book.attributor.endpoints().count()), counted)
+            (self.tables.get(id).map(|book| book.endpoints().count()), counted)
         };
         held.iter().max_by_key(weight).map(|(id, _)| *id)
     }
 
     /// Gives accounts the names that are known by now; also those that postings are held for.
     pub(super) fn rename(&mut self) {
-        let renamed = self.tables.values_mut().flat_map(|book| book.attributor.rename(&self.index));
+        let renamed = self.tables.values_mut().flat_map(|book| book.rename(&self.index));
         let renamed: HashMap<Key, Key> = renamed.collect();
         if renamed.is_empty() {
             return;
@@ -252,13 +264,12 @@ impl Books {
     fn open_and_retire(&mut self, now: Duration) {
         let posting = self.posting.values().filter_map(|id| Some((*id, self.tables.get(id)?)));
         let posting: Vec<(TableId, &Book)> = posting.collect();
-        let versions: Vec<_> =
-            posting.iter().map(|(id, book)| (*id, book.attributor.accounts_version())).collect();
+        let versions: Vec<_> = posting.iter().map(|(id, book)| (*id, book.accounts_version())).collect();
         // Nothing came or went: then all are in use that were.
         if self.kept_at != Some((versions.clone(), self.seen.version(), self.ledger.version())) {
             let mut in_use: HashSet<Key> = HashSet::new();
             for (id, book) in &posting {
-                in_use.extend(book.attributor.accounts());
+                in_use.extend(book.accounts());
                 in_use.extend(Cause::ALL.map(|cause| Key::Unattributed(id.source, cause)));
             }
             in_use.extend(self.seen.keys());
@@ -280,7 +291,7 @@ impl Books {
     pub(super) fn tables(&self, source: Source) -> Vec<(TableId, usize, bool)> {
         let of_source = self.tables.iter().filter(|(id, _)| id.source == source);
         let with_endpoints = of_source.filter_map(|(id, book)| {
-            let endpoints: BTreeSet<_> = book.attributor.endpoints().collect();
+            let endpoints: BTreeSet<_> = book.endpoints().collect();
             let posts = self.posting.get(&place(*id)) == Some(id);
             (!endpoints.is_empty()).then_some((*id, endpoints.len(), posts))
         });
@@ -289,8 +300,23 @@ impl Books {
 }
 
 impl Book {
+    fn new(id: TableId) -> Self {
+        let by = match id.source {
+            Source::CalicoBpf => Charger::Verdicts(Box::new(Accountant::new(id))),
+            Source::IptablesLegacy | Source::Nftables => Charger::Rules(Box::new(Attributor::new(id))),
+        };
+        Self { by, held: Vec::new(), unsettled: false }
+    }
+
+    fn endpoints(&self) -> Box<dyn Iterator<Item = &Endpoint> + '_> {
+        match &self.by {
+            Charger::Rules(attributor) => Box::new(attributor.endpoints()),
+            Charger::Verdicts(accountant) => Box::new(accountant.endpoints()),
+        }
+    }
+
     fn has_endpoints(&self) -> bool {
-        self.attributor.endpoints().next().is_some()
+        self.endpoints().next().is_some()
     }
 
     /// Whether it has chains of endpoints, or had them until now.
@@ -298,15 +324,56 @@ impl Book {
         self.has_endpoints() || !self.held.is_empty()
     }
 
-    fn new(id: TableId) -> Self {
-        Self { attributor: Attributor::new(id), held: Vec::new(), unsettled: false }
+    fn accounts(&self) -> Vec<Key> {
+        match &self.by {
+            Charger::Rules(attributor) => attributor.accounts(),
+            Charger::Verdicts(accountant) => accountant.accounts(),
+        }
     }
 
-    fn apply(&mut self, snapshot: &Snapshot, index: &Index) -> accountant_core::attribute::Attribution {
-        let mut attribution = self.attributor.apply(snapshot, index);
+    /// Changes whenever its accounts may be others than before.
+    fn accounts_version(&self) -> u64 {
+        match &self.by {
+            Charger::Rules(attributor) => attributor.accounts_version(),
+            Charger::Verdicts(accountant) => accountant.accounts_version(),
+        }
+    }
+
+    fn rename(&mut self, index: &Index) -> Vec<(Key, Key)> {
+        match &mut self.by {
+            Charger::Rules(attributor) => attributor.rename(index),
+            // The numbers of rules say all, or nothing was charged to a name.
+            Charger::Verdicts(_) => Vec::new(),
+        }
+    }
+
+    fn apply(&mut self, snapshot: &Snapshot, index: &Index) -> Attribution {
+        let Charger::Rules(attributor) = &mut self.by else { return Attribution::default() };
+        let mut attribution = attributor.apply(snapshot, index);
         self.held.append(&mut attribution.postings);
         self.unsettled = attribution.unsettled;
         attribution
+    }
+
+    /// Takes verdicts; says whether another reading would tell more.
+    fn charge(&mut self, reading: &Reading, index: &Index) -> bool {
+        let Charger::Verdicts(accountant) = &mut self.by else { return false };
+        let mut charged = accountant.apply(reading, index);
+        self.held.append(&mut charged.postings);
+        self.unsettled = charged.unsettled;
+        charged.unsettled
+    }
+
+    /// Settles what was left open: there is nothing more to come.
+    fn close(&mut self, index: &Index) {
+        match &mut self.by {
+            Charger::Rules(_) => {
+                for _ in 0..CLOSING {
+                    self.apply(&Snapshot::default(), index);
+                }
+            }
+            Charger::Verdicts(accountant) => self.held.extend(accountant.close()),
+        }
     }
 }
 
@@ -325,6 +392,7 @@ fn backend(id: TableId) -> &'static str {
         (Source::IptablesLegacy, _) => "iptables-legacy",
         (Source::Nftables, false) => "iptables-nft",
         (Source::Nftables, true) => "nftables",
+        (Source::CalicoBpf, _) => "calico-bpf",
     }
 }
 

@@ -62,6 +62,8 @@ pub struct SourceStatus {
     pub errors: BTreeMap<&'static str, u64>,
     /// Things that happened, by kind.
     pub notes: BTreeMap<&'static str, u64>,
+    /// How many packets the dataplane's own counters have more (or less) than were read, where there are such counters.
+    pub difference: Option<i64>,
 }
 
 impl SourceStatus {
@@ -79,6 +81,7 @@ impl SourceStatus {
             attribution: BTreeMap::new(),
             errors: BTreeMap::new(),
             notes: BTreeMap::new(),
+            difference: None,
         }
     }
 
@@ -90,8 +93,12 @@ impl SourceStatus {
             Ok(poll) => {
                 failures.extend(poll.tables.iter().filter_map(|table| table.snapshot.as_ref().err()));
                 for note in &poll.notes {
-                    self.count_note(*note);
+                    self.count_note(*note, 1);
                 }
+                for (note, times) in &poll.happened {
+                    self.count_note(*note, *times);
+                }
+                self.difference = poll.difference;
                 self.took = poll.took;
                 self.how = poll.how.clone();
                 self.reads += 1;
@@ -116,8 +123,8 @@ impl SourceStatus {
         }
     }
 
-    fn count_note(&mut self, note: Note) {
-        *self.notes.entry(note.as_str()).or_default() += 1;
+    fn count_note(&mut self, note: Note, times: u64) {
+        *self.notes.entry(note.as_str()).or_default() += times;
     }
 
     /// Notes what was found in it, unless it fails.
@@ -126,7 +133,10 @@ impl SourceStatus {
             return;
         }
         (self.state, self.reason) = match (endpoints, second) {
-            (0, _) => (State::Absent, "no chains of Calico's endpoints in it".into()),
+            (0, _) => (
+                State::Absent,
+                self.how.why_absent().unwrap_or("no chains of Calico's endpoints in it").into(),
+            ),
             (_, true) => {
                 let reason = "another backend has Calico's chains too, and is the one that is counted";
                 (State::Counting, reason.into())

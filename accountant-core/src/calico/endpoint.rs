@@ -75,6 +75,10 @@ pub enum Verdict {
     AdminDown,
     /// Accepted: forwarded, and no policy applies to forwarded traffic of this host endpoint.
     ForwardDefault,
+    /// Dropped by the eBPF dataplane without asking policy: spoofed, malformed, over a rate, nowhere to go.
+    WithoutPolicy,
+    /// Dropped by the eBPF dataplane because the policy program could not be called.
+    PolicyFailed,
 }
 
 /// What the rules of one endpoint chain count.

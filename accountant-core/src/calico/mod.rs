@@ -3,6 +3,7 @@
 //! One file per kind of thing. Everything here is about one chain at a time; how the counters of several chains are
 //! put together is in [`crate::attribute`].
 
+pub mod bpf;
 pub mod chain;
 pub mod comment;
 pub mod endpoint;

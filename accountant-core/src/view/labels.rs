@@ -136,6 +136,8 @@ fn verdict_labels(verdict: Verdict) -> [Label; 2] {
         Verdict::Connections => ("connection_limit", "dropped"),
         Verdict::AdminDown => ("admin_down", "dropped"),
         Verdict::ForwardDefault => ("forward_default", "accepted"),
+        Verdict::WithoutPolicy => ("without_policy", "dropped"),
+        Verdict::PolicyFailed => ("policy_failed", "dropped"),
     };
     [("rule", rule.into()), ("verdict", verdict.into())]
 }

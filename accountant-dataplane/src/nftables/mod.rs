@@ -16,7 +16,7 @@ mod mirror;
 mod requests;
 mod socket;
 mod watched;
-mod wire;
+pub(crate) mod wire;
 
 use crate::in_place::CannotHere;
 use crate::kernel::Programs;
@@ -384,7 +384,7 @@ impl RuleSource for Nftables {
         let moved = self.tables != with_endpoints;
         self.tables = with_endpoints;
         let notes = std::mem::take(&mut self.notes);
-        Ok(Poll { tables, gone, took: started.elapsed(), notes, moved, how: self.how() })
+        Ok(Poll { tables, gone, took: started.elapsed(), notes, moved, how: self.how(), ..Poll::default() })
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {

@@ -166,6 +166,10 @@ metrics! {
         ["source"]
         "Rule counters that somebody set back; what they counted before stays counted."
         "never"
+    SOURCE_DIFFERENCE Gauge "calico_accountant_reconcile_difference_packets" in "packets"
+        ["source"]
+        "Packets that policy decided about by the dataplane's own counters, less those whose verdict was read; a lasting one was not seen."
+        "for sources without counters of a second kind: all but calico-bpf"
     SOURCE_ERRORS Counter "calico_accountant_source_errors_total" in "readings"
         ["source" "reason"]
         "Readings of the source that failed, by kind of failure."

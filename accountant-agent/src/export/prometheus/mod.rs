@@ -192,6 +192,7 @@ fn source_families(text: &mut Text, sources: &[SourceStatus]) {
     each(&metrics::SOURCE_IN_PLACE, &|source| flag(source.how.is_in_place()));
     each(&metrics::SOURCE_EXACT, &|source| flag(source.how.keeps_counts_over_rewrites(source.source)));
     each(&metrics::SOURCE_READS, &|source| Some(source.reads as f64));
+    each(&metrics::SOURCE_DIFFERENCE, &|source| source.difference.map(|packets| packets as f64));
     each(&metrics::SOURCE_RESETS, &|source| Some(source.resets as f64));
     by_kind(text, &metrics::SOURCE_ERRORS, "reason", sources, |source| &source.errors);
     by_kind(text, &metrics::SOURCE_EVENTS, "event", sources, |source| &source.notes);
