@@ -9,7 +9,7 @@ use accountant_dataplane::nftables::Nftables;
 use accountant_dataplane::source::Note;
 use accountant_dataplane::{Poll, RuleSource, Wanted};
 use accountant_lab::felix::{Backend, Dialect, Version};
-use accountant_lab::traffic::{Flood, Until};
+use accountant_lab::traffic::{self, Flood, Until};
 use accountant_lab::{Namespace, Node, scenario};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
@@ -60,6 +60,11 @@ impl Sums {
 
     fn packets(&self, ip_version: IpVersion) -> u64 {
         self.packets.iter().filter(|((v, _), _)| *v == ip_version).map(|(_, c)| c.packets).sum()
+    }
+
+    /// How often news were lost.
+    fn lost(&self) -> usize {
+        self.notes.iter().filter(|note| **note == Note::LostNotifications).count()
     }
 
     fn missed(&self) -> usize {
@@ -258,4 +263,44 @@ fn without_the_watch_it_costs_what_passes_while_rules_are_written() {
         println!("IPv{ip_version}: {lost} lost of {} sent meanwhile", bound);
         assert!(lost > 0 && lost <= bound || outcome.sums.missed() > 0, "IPv{ip_version}: {lost} of {bound}");
     }
+}
+
+/// A kernel that cannot hold news back drops them. That is noticed and counted, all is read anew, and what is missing then is
+/// at most what was counted since the last reading; what is counted afterwards is there to the packet.
+#[test]
+fn lost_news_cost_what_they_carried() {
+    let scenario = scenario::scale(1_700, 30);
+    let node = scenario.node().unwrap();
+    node.felix(Dialect::new(Version::V3_33, Backend::IptablesNft).unwrap()).apply(&scenario.model).unwrap();
+    prepare(&node, Backend::IptablesNft);
+    let (from, to) = (node.pods().first().unwrap(), node.pods().last().unwrap().v4().unwrap());
+    let send = |packets| traffic::udp(&from.netns, to, 7, 1, packets, 20).map(drop).unwrap();
+    node.host()
+        .enter(|| {
+            let mut source = Nftables::new().unwrap();
+            source.hold_back(0).unwrap();
+            let mut sums = Sums::default();
+            // What other rules than before say is believed when a second reading says it, too.
+            let read = |source: &mut Nftables, sums: &mut Sums| {
+                for _ in 0..3 {
+                    sums.take(source.read(&Wanted::default()).unwrap());
+                }
+                sums.packets(IpVersion::V4)
+            };
+            let mut before = read(&mut source, &mut sums);
+            for round in 0..4 {
+                send(30);
+                for number in 1..=15 {
+                    restore(node.host(), Backend::IptablesNft, IpVersion::V4, 100 * round + number, false);
+                }
+                let lost_so_far = sums.lost();
+                let found = read(&mut source, &mut sums);
+                assert!(sums.lost() > lost_so_far, "the kernel held everything back");
+                assert!(found >= before && found <= before + 30, "{before} {found}");
+                send(20);
+                before = read(&mut source, &mut sums);
+                assert_eq!(before, found + 20);
+            }
+        })
+        .unwrap();
 }

@@ -102,6 +102,11 @@ impl Nftables {
         })
     }
 
+    /// Lets the kernel hold back so many bytes of news before it drops some, or the least that it can.
+    pub fn hold_back(&self, bytes: usize) -> Result<(), SourceError> {
+        self.notifications.hold_back(bytes)
+    }
+
     fn with_endpoints(&self) -> BTreeSet<TableId> {
         self.in_place.tables(self.mirror.generation()).unwrap_or_else(|| {
             self.mirror.chains().filter(|(key, _)| key.is_endpoint()).map(|(key, _)| key.table).collect()

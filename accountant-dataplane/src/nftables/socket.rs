@@ -117,6 +117,11 @@ impl Notifications {
         Ok(Self { fd, buffer: vec![0; BUFFER] })
     }
 
+    /// Sets how much the kernel may hold back.
+    pub(crate) fn hold_back(&self, bytes: usize) -> Result<(), SourceError> {
+        setsockopt(&self.fd, sockopt::RcvBuf, &bytes).map_err(|e| failed("setting up", e))
+    }
+
     pub(crate) fn hear(&mut self) -> Result<Heard, SourceError> {
         match receive(&self.fd, &mut self.buffer) {
             Ok(length) => Ok(Heard::Bytes(length)),
