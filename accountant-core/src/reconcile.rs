@@ -82,6 +82,10 @@ impl Reconciler {
             let before = track.as_deref_mut().and_then(|track| track.take_last(id));
             delta.set(index, last_value, before, Span::SinceCreation);
         }
+        let lost = retired.lost.iter().filter_map(|&index| chain.ids().get(index));
+        for &id in lost {
+            delta.lossy |= track.as_deref_mut().and_then(|track| track.take_last(id)).is_some();
+        }
         delta
     }
 
@@ -285,12 +289,27 @@ mod tests {
         let old = chain(&["a", "b"]);
         reconciler.read(&reading(&old, &[5, 7]), at(0));
         let finals = vec![(0, Counter::new(9, 9)), (1, Counter::new(7, 7))];
-        assert_eq!(packets(&reconciler.retire(&Retired { chain: old.clone(), finals })), [4, 0]);
+        assert_eq!(
+            packets(&reconciler.retire(&Retired { chain: old.clone(), finals, lost: vec![] })),
+            [4, 0]
+        );
         // A version that came and went between two readings.
         let between = chain(&["c"]);
         let finals = vec![(0, Counter::new(3, 3))];
-        assert_eq!(packets(&reconciler.retire(&Retired { chain: between, finals })), [3]);
+        assert_eq!(packets(&reconciler.retire(&Retired { chain: between, finals, lost: vec![] })), [3]);
         let delta = reconciler.read(&reading(&old, &[1, 2]), at(1)).unwrap();
         assert_eq!((packets(&delta), delta.lossy), (vec![1, 2], false));
+    }
+
+    #[test]
+    fn what_follows_a_rule_whose_last_value_is_lost_counts_whole() {
+        let mut reconciler = Reconciler::default();
+        let chain = chain(&["a", "b"]);
+        reconciler.read(&reading(&chain, &[20, 7]), at(0));
+        let delta = reconciler.retire(&Retired { chain: chain.clone(), finals: vec![], lost: vec![0] });
+        assert_eq!((packets(&delta), delta.lossy), (vec![0, 0], true));
+        // It is past its old value again.
+        let delta = reconciler.read(&reading(&chain, &[21, 8]), at(1)).unwrap();
+        assert_eq!((packets(&delta), delta.spans[0]), (vec![21, 1], Span::SinceCreation));
     }
 }

@@ -61,6 +61,9 @@ pub struct Retired {
     pub chain: Arc<Chain>,
     /// Index in that chain and last value.
     pub finals: Vec<(usize, Counter)>,
+    /// Indices of rules that went and whose last values are lost. A rule that says the same may stand there again; its
+    /// counter started at zero, whatever it has reached since.
+    pub lost: Vec<usize>,
 }
 
 /// What the programs in the kernel saw of a table's chains, read before and after its counters.

@@ -79,7 +79,7 @@ impl Live {
             .filter(|&rule| self.chain.rules()[rule].counted)
             .map(|rule| (rule, self.value(rule)))
             .collect();
-        Retired { chain: self.chain.clone(), finals }
+        Retired { chain: self.chain.clone(), finals, lost: vec![] }
     }
 }
 

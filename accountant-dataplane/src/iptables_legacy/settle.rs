@@ -84,7 +84,7 @@ pub(super) fn settle(
         let new = successors.get(&old.chain.name).copied();
         let finals = settle_chain(old, new, rewrite, deductions);
         if !finals.is_empty() {
-            retired.push(Retired { chain: old.chain.clone(), finals });
+            retired.push(Retired { chain: old.chain.clone(), finals, lost: vec![] });
         }
         if new.is_none() {
             deductions.0.remove(&old.chain.name);

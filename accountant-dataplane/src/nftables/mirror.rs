@@ -139,8 +139,17 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// Starts anew from what was read at this generation or later.
+    /// Starts anew from what was read at this generation or later. Rules that are not there any more went unheard; those
+    /// that say the same and have another handle are others, with counters of their own.
     pub(crate) fn reset(&mut self, generation: u32, chains: BTreeMap<ChainKey, MirrorChain>) {
+        for (key, old) in &self.chains {
+            let is_there = |handle| chains.get(key).is_some_and(|new| new.handles.contains(handle));
+            let lost: Vec<_> =
+                (0..old.handles.len()).filter(|&index| !is_there(&old.handles[index])).collect();
+            if !lost.is_empty() {
+                self.retired.push((key.table, Retired { chain: old.chain.clone(), finals: vec![], lost }));
+            }
+        }
         let gone: Vec<_> = self.chains.keys().filter(|key| !chains.contains_key(*key)).cloned().collect();
         self.gone.extend(gone);
         self.touched.extend(chains.keys().cloned());
@@ -273,7 +282,7 @@ impl Mirror {
             self.stale |= !change.place_fresh();
             let old = change.before.as_ref().map(|before| before.chain.clone());
             if let (Some(chain), false) = (old.clone(), change.finals.is_empty()) {
-                self.retired.push((key.table, Retired { chain, finals: change.finals }));
+                self.retired.push((key.table, Retired { chain, finals: change.finals, lost: vec![] }));
             }
             if change.gone {
                 self.chains.remove(&key);
@@ -350,6 +359,7 @@ pub(crate) fn is_after(one: u32, other: u32) -> bool {
 mod tests {
     use super::*;
     use crate::nftables::wire;
+    use accountant_core::rule::{Action, Matches};
 
     /// What the kernel told while chains of these corpora were made, changed and deleted.
     const IPTABLES_NFT: &[u8] = include_bytes!("../../../fuzz/corpus/netlink_news/nft");
@@ -398,6 +408,29 @@ mod tests {
             told(&[], &[0, 1, 2]),
         ];
         assert_eq!(versions(NATIVE), wanted);
+    }
+
+    #[test]
+    fn rules_that_went_unheard_are_told_by_their_handles() {
+        let key = ChainKey::new(FAMILY_IPV4, "filter", "cali-tw-cali1").unwrap();
+        let rule = |content| Rule {
+            hash: None,
+            comments: vec![],
+            matches: Matches::default(),
+            action: Action::None,
+            content,
+            counted: true,
+        };
+        let chain = |handles: [u64; 2]| {
+            let rules = handles.into_iter().zip([rule(1), rule(2)]).collect();
+            BTreeMap::from([(key.clone(), MirrorChain::new(&key.chain, rules))])
+        };
+        let mut mirror = Mirror::default();
+        mirror.reset(1, chain([4, 5]));
+        assert!(mirror.take_retired().is_empty());
+        mirror.reset(7, chain([4, 9]));
+        let lost: Vec<_> = mirror.take_retired().into_iter().map(|(_, retired)| retired.lost).collect();
+        assert_eq!(lost, [[1]]);
     }
 
     #[test]
