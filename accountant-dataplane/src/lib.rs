@@ -1,4 +1,4 @@
-//! Where numbers come from: the rule counters of the packet filter, read without any external command.
+//! Where numbers come from: the rule counters of the packet filter, and what BIRD says, without any external command.
 //!
 //! One folder a source, each of the same shape: facts about the host and the decision whether the source applies (pure),
 //! decoding of what the kernel hands out (pure), and the I/O. A source hands over whole snapshots or errors.
@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bird;
 pub mod calico_bpf;
 pub mod in_place;
 pub mod iptables_legacy;
