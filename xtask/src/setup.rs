@@ -1,7 +1,7 @@
 //! Installing what is missing, and nothing else.
 //!
 //! The toolchain parts go into the target folder; Debian packages with the tools that make rules and namespaces are
-//! installed; those with servers (etcd; Prometheus, for promtool) are only unpacked into the target folder, so that no daemon is
+//! installed; those with servers (etcd; Prometheus, for promtool; BIRD) are only unpacked into the target folder, so that no daemon is
 //! started on anybody's machine.
 
 use crate::command::{cargo, exists, program, root, say};
@@ -24,19 +24,22 @@ const TOOLS: [(&str, &str); 7] = [
     ("iptables-legacy-restore", "iptables"),
     ("nft", "nftables"),
 ];
-/// Packages that are unpacked only: name, and the file that is wanted of it.
-const UNPACKED: [(&str, &str); 3] = [
-    ("etcd-server", "usr/bin/etcd"),
-    ("golang-github-containers-common", "usr/share/containers/seccomp.json"),
-    ("prometheus", "usr/bin/promtool"),
+/// Packages that are unpacked only: into which folder, which, and the file that is wanted of them. The two versions of BIRD have
+/// files of the same names.
+const UNPACKED: [(&str, &[&str], &str); 5] = [
+    ("bird1", &["bird"], "usr/sbin/bird6"),
+    ("bird2", &["bird2", "libssh-gcrypt-4"], "usr/sbin/birdcl"),
+    ("debian", &["etcd-server"], "usr/bin/etcd"),
+    ("debian", &["golang-github-containers-common"], "usr/share/containers/seccomp.json"),
+    ("debian", &["prometheus"], "usr/bin/promtool"),
 ];
 
 /// Everything.
 pub(crate) fn everything() -> Result<()> {
     toolchain()?;
     packages(&TOOLS)?;
-    for (package, wanted) in UNPACKED {
-        unpack(package, wanted)?;
+    for (folder, packages, wanted) in UNPACKED {
+        unpack(folder, packages, wanted)?;
     }
     go_programs()
 }
@@ -137,20 +140,22 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     program("apt-get", arguments).env("DEBIAN_FRONTEND", "noninteractive").run()
 }
 
-/// Unpacks a package into target/tools/debian.
-fn unpack(package: &str, wanted: &str) -> Result<()> {
-    let into = root().join("target/tools/debian");
+/// Unpacks packages into a folder of target/tools.
+fn unpack(folder: &str, packages: &[&str], wanted: &str) -> Result<()> {
+    let within = format!("target/tools/{folder}");
+    let into = root().join(&within);
     if into.join(wanted).exists() {
         return Ok(());
     }
+    let list = packages.join(" ");
     if !exists("apt-get") {
-        say(&format!("without {wanted}: there is no apt-get to fetch Debian's {package} with"));
+        say(&format!("without {wanted}: there is no apt-get to fetch Debian's {list} with"));
         return Ok(());
     }
-    say(&format!("unpacking Debian's {package} into target/tools/debian, for {wanted}"));
+    say(&format!("unpacking Debian's {list} into {within}, for {wanted}"));
     fs::create_dir_all(&into)?;
-    let download =
-        || program("apt-get", &["download", "--quiet=2", package]).within("target/tools/debian").run();
+    let arguments = [&["download", "--quiet=2"], packages].concat();
+    let download = || program("apt-get", &arguments).within(&within).run();
     if download().is_err() {
         apt_get(&["update", "--quiet=2"])?;
         download()?;
@@ -164,7 +169,7 @@ fn unpack(package: &str, wanted: &str) -> Result<()> {
         }
     }
     if !into.join(wanted).exists() {
-        bail!("Debian's {package} has no {wanted}");
+        bail!("Debian's {list} has no {wanted}");
     }
     Ok(())
 }

@@ -4,6 +4,8 @@ use super::{datastore, sources};
 use crate::config::{CheckArgs, ConfigError, KernelPrograms, Names, Process};
 use crate::engine::status::{State, Status};
 use crate::engine::{Engine, Settings};
+use crate::export::http::web_config::Web;
+use accountant_dataplane::bird::{Follower, State as BirdState};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -77,13 +79,20 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         .iter()
         .map(|(name, number, purpose)| json!({"name": name, "held": holds(*number), "purpose": purpose}))
         .collect();
+    let (web, web_wrong) = match args.agent.serving.web_config_file.as_deref().map(Web::load) {
+        None => (None, None),
+        Some(Ok(web)) => (Some(web.describe()), None),
+        Some(Err(error)) => (None, Some(error.to_string())),
+    };
     json!({
-        "works": counting && !failing && wrong.is_none(),
+        "works": counting && !failing && wrong.is_none() && web_wrong.is_none(),
         "version": env!("CARGO_PKG_VERSION"),
         "kernel": kernel(),
         "node": node,
         "configuration": {"settings": settings, "wrong": wrong},
         "listen": args.agent.serving.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "bird": bird(args),
+        "web": {"serving": web, "wrong": web_wrong},
         "capabilities": capabilities,
         "sources": sources,
         "kernel_programs": {
@@ -98,6 +107,23 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
             "objects": datastore.objects,
         },
     })
+}
+
+/// The daemons of BIRD that there are. Without any the agent works as well.
+fn bird(args: &CheckArgs) -> Vec<Value> {
+    let sockets = match args.agent.sources.bird_sockets() {
+        Ok(sockets) => sockets,
+        Err(error) => return vec![json!({"name": "", "state": "failing", "reason": error.to_string()})],
+    };
+    let finding = |daemon: accountant_dataplane::bird::Daemon| {
+        let (state, reason) = match daemon.state {
+            BirdState::Absent => return None,
+            BirdState::Answering(socket) => ("answering", socket.display().to_string()),
+            BirdState::Failing(reason) => ("failing", reason),
+        };
+        Some(json!({"name": daemon.name, "state": state, "reason": reason}))
+    };
+    Follower::new(sockets).look().into_iter().filter_map(finding).collect()
 }
 
 /// Whether the process has a capability, by the bits of `CapEff` in its status.
@@ -126,6 +152,9 @@ fn describe(findings: &Value) -> String {
     if !wrong.is_empty() {
         lines.push(format!("configuration: WRONG: {wrong}"));
     }
+    let web = &findings["web"];
+    lines.extend(web["serving"].as_str().map(|serving| format!("web configuration: {serving}")));
+    lines.extend(web["wrong"].as_str().map(|wrong| format!("web configuration: WRONG: {wrong}")));
     for capability in findings["capabilities"].as_array().into_iter().flatten() {
         let held = if capability["held"] == true { "held" } else { "MISSING" };
         lines.push(format!("{}: {held} ({})", text(&capability["name"]), text(&capability["purpose"])));
@@ -142,6 +171,10 @@ fn describe(findings: &Value) -> String {
             hook["reason"].as_str().map_or("can attach".into(), |reason| format!("CANNOT attach: {reason}"));
         lines.push(format!("  {}: {can}", text(&hook["hook"])));
     }
+    for daemon in findings["bird"].as_array().into_iter().flatten() {
+        let name = Some(text(&daemon["name"])).filter(|name| !name.is_empty()).unwrap_or("bird".into());
+        lines.push(format!("{name}: {} ({})", text(&daemon["state"]), text(&daemon["reason"])));
+    }
     let datastore = &findings["datastore"];
     let sync = match (datastore["in_sync"] == true, text(&datastore["configured"]).as_str()) {
         (_, "none") => "",
@@ -155,6 +188,8 @@ fn describe(findings: &Value) -> String {
         "the agent would count here"
     } else if !wrong.is_empty() {
         "the agent would NOT start: its configuration is wrong"
+    } else if web["wrong"].is_string() {
+        "the agent would count and NOT serve: its web configuration is wrong"
     } else {
         "the agent would NOT count here: no source has chains of Calico's, or one cannot be read"
     };

@@ -2,8 +2,10 @@
 
 use super::{datastore, sources};
 use crate::config::{AgentArgs, LogArgs, LogFormat, Process, RunArgs};
+use crate::engine::bird::Looks;
 use crate::engine::{Engine, Settings};
-use crate::export::http::{self, Service};
+use crate::export::http::web_config::Followed;
+use crate::export::http::{self, Limits, Listen, Service};
 use crate::export::prometheus::Exporter;
 use anyhow::Context;
 use std::process::ExitCode;
@@ -30,12 +32,18 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     let names = names.resolve(&Process).context("reading the configuration")?;
     let (engine, handle) =
         Engine::new(settings, sources(&read), Some(datastore(&names))).context("starting the sources")?;
+    let web = Arc::new(Followed::new(serving.web_config_file.clone()));
     let exporter = Exporter::new(serving.compat_metrics, serving.minimum_counter);
+    let bird = Looks::start(read.bird_sockets()?, serving.poll_interval);
+    let bird = bird.context("starting to look at BIRD")?;
+    let exporter = exporter.telling_of_web(web.clone()).telling_of_bird(bird);
     let service = Service { engine: handle, exporter: Arc::new(exporter), max_age: serving.max_age };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = names.node.value, "counting");
-    for address in serving.addresses() {
-        tokio::spawn(http::serve(address, service.clone()));
-    }
+    let listen = match serving.web_systemd_socket {
+        true => Listen::from_systemd().context("taking the sockets of systemd (--web.systemd-socket)")?,
+        false => serving.addresses().into_iter().map(Listen::Address).collect(),
+    };
+    http::start(listen, service, web, Limits::default()).context("starting the HTTP server")?;
     let counting = tokio::spawn(engine.run());
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     tokio::select! {

@@ -5,14 +5,17 @@
 
 mod calico;
 mod datastore;
+mod error;
 mod felix;
 mod node;
 pub mod setting;
 mod surroundings;
 
 pub use datastore::Datastore;
+pub use error::ConfigError;
 pub use surroundings::{Process, Surroundings};
 
+use accountant_dataplane::bird::Socket;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use felix::Felix;
 use setting::{Given, Origin, Setting};
@@ -139,6 +142,10 @@ pub struct SourceArgs {
         default_value = "/var/run/calico/bpf/policy"
     )]
     pub calico_bpf_policies: PathBuf,
+    /// Control socket of BIRD, [NAME=]PATH; can be given several times, and empty for none. NAME tells its series from
+    /// those of others. Default: those of Calico, else of the distribution, where there are any.
+    #[arg(long, env = "ACCOUNTANT_BIRD_SOCKET", value_name = "PATH", value_delimiter = ',')]
+    pub bird_socket: Vec<String>,
 }
 
 /// Whether there are programs in the kernel.
@@ -157,8 +164,15 @@ pub enum KernelPrograms {
 pub struct ServingArgs {
     /// Address and port to serve on; can be given several times. Default: port 9009, or $METRICS_SERVER_PORT, on all
     /// addresses.
-    #[arg(long, env = "ACCOUNTANT_LISTEN_ADDRESS", value_name = "ADDR:PORT", value_delimiter = ',')]
+    #[arg(long, alias = "web.listen-address", env = "ACCOUNTANT_LISTEN_ADDRESS", value_name = "ADDR:PORT", value_delimiter = ',', value_parser = address)]
     pub listen_address: Vec<SocketAddr>,
+    /// Serve on the sockets that systemd hands over, instead of on addresses.
+    #[arg(long = "web.systemd-socket", env = "ACCOUNTANT_WEB_SYSTEMD_SOCKET", value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
+    pub web_systemd_socket: bool,
+    /// TLS, client certificates, passwords, headers and a rate limit: a file as Prometheus' exporters take it. It is read
+    /// again when it, or a certificate, changes.
+    #[arg(long = "web.config.file", env = "ACCOUNTANT_WEB_CONFIG_FILE", value_name = "FILE")]
+    pub web_config_file: Option<PathBuf>,
     /// Port of the default listen address, as calico-accountant has it.
     #[arg(long, env = "METRICS_SERVER_PORT", hide = true, default_value_t = 9009)]
     pub metrics_server_port: u16,
@@ -242,6 +256,13 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write a number and a unit, like 500ms or 10s"))
 }
 
+/// As Prometheus' exporters take it: without an address, a port of all of them.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let wildcard = text.strip_prefix(':').map(|port| format!("[::]:{port}"));
+    let parsed = wildcard.as_deref().unwrap_or(text).parse();
+    parsed.map_err(|_| "write an address and a port, like 127.0.0.1:9009, [::1]:9009 or :9009".into())
+}
+
 /// Felix takes the same: names of interfaces, separated by commas.
 fn prefixes(text: &str) -> Result<String, String> {
     if are_prefixes(text) { Ok(text.to_string()) } else { Err(format!("write {PREFIXES}")) }
@@ -266,50 +287,6 @@ fn interval(text: &str) -> Result<Duration, String> {
         return Err(format!("it is shorter than {}", humantime::format_duration(SHORTEST_INTERVAL)));
     }
     Ok(interval)
-}
-
-/// A configuration that makes no sense.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ConfigError {
-    /// `manifests` without a folder.
-    #[error("datastore type manifests needs a folder: give --manifests DIR or ACCOUNTANT_MANIFESTS")]
-    NoFolder,
-    /// A folder with another datastore.
-    #[error("--manifests is given together with datastore type {0} ({1}): give one of the two")]
-    TwoDatastores(&'static str, Origin),
-    /// A value that cannot be.
-    #[error("{origin} is {value:?}, which must be {wanted}")]
-    Value {
-        /// The value.
-        value: String,
-        /// Where it stands.
-        origin: Origin,
-        /// What it may be.
-        wanted: &'static str,
-    },
-    /// A file that cannot be used.
-    #[error("cannot use {path:?}: {reason}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
-    /// Two settings that exclude each other.
-    #[error("{0} and {1} are both given: give one of the two")]
-    Both(&'static str, &'static str),
-    /// A certificate without its key, or the other way round.
-    #[error("{0} is given without {1}: give both or none")]
-    OneOfTwo(&'static str, &'static str),
-    /// `etcdv3` without endpoints.
-    #[error("datastore type etcdv3 needs ETCD_ENDPOINTS or ETCD_DISCOVERY_SRV: give one of the two")]
-    NoEndpoints,
-    /// `kubernetes` without a way to it.
-    #[error(
-        "datastore type kubernetes needs a way to the API server: give KUBECONFIG or K8S_API_ENDPOINT, or run in a pod \
-         with a service account"
-    )]
-    NoServer,
 }
 
 impl DatastoreType {
@@ -381,6 +358,22 @@ impl Names {
     }
 }
 
+impl SourceArgs {
+    /// The sockets of BIRD to ask.
+    pub fn bird_sockets(&self) -> Result<Vec<Socket>, ConfigError> {
+        if self.bird_socket.is_empty() {
+            return Ok(Socket::usual());
+        }
+        let given = self.bird_socket.iter().filter(|text| !text.is_empty());
+        let sockets: Vec<_> = given.map(|text| Socket::parse(text)).collect();
+        let mut names = std::collections::HashSet::new();
+        match sockets.iter().find(|socket| !names.insert(&socket.daemon)) {
+            Some(twice) => Err(ConfigError::SameDaemon(twice.daemon.clone())),
+            None => Ok(sockets),
+        }
+    }
+}
+
 impl ServingArgs {
     /// The addresses to serve on. With none given, both IP versions' wildcard of the port.
     pub fn addresses(&self) -> Vec<SocketAddr> {
@@ -401,7 +394,7 @@ mod tests {
         let error = |args: &[&str]| Cli::try_parse_from(args).unwrap_err().to_string();
         assert!(error(&["accountant", "run", "--poll-interval", "10"]).contains("a number and a unit"));
         assert!(error(&["accountant", "run", "--poll-interval", "1ms"]).contains("shorter than 100ms"));
-        assert!(error(&["accountant", "run", "--listen-address", "9009"]).contains("--listen-address"));
+        assert!(error(&["accountant", "run", "--listen-address", "9009"]).contains("[::1]:9009 or :9009"));
         assert!(error(&["accountant", "run", "--datastore-type", "consul"]).contains("etcdv3"));
         for prefix in ["", "cali,", "cali/", "caliwithmorethan15"] {
             assert!(

@@ -10,7 +10,7 @@ use crate::samples::{Contender, Summary, take_turns};
 use accountant_agent::engine::status::Status;
 use accountant_agent::engine::{Handle, Published};
 use accountant_agent::export::http::Service;
-use accountant_agent::export::prometheus::{Exporter, Format};
+use accountant_agent::export::prometheus::{Exporter, Format, Selection};
 use accountant_core::calico::PolicyKind::KubernetesNetworkPolicy;
 use accountant_core::calico::policy::PolicyId;
 use accountant_core::calico::shared::PolicyAction;
@@ -44,7 +44,7 @@ const WISH: (usize, Wish) = (10_000, Wish::Value(1.0));
 pub(crate) fn measure(series: usize, effort: Effort, report: &mut Report) -> Result<()> {
     let published = published(series / SERIES_OF_A_POD);
     let exporter = Exporter::new(true, 0);
-    let text = exporter.render(&published, Format::Prometheus);
+    let text = exporter.render(&published, Format::Prometheus, &Selection::default());
     let count = text.lines().filter(|line| !line.starts_with('#')).count();
     report.section(&format!("scrape/{series}"), &format!("Scrape of {count} series"));
     report.add(Row::new("size of the text", Summary::exact(text.len() as f64 / 1e6), "MB"));
@@ -60,10 +60,11 @@ pub(crate) fn measure(series: usize, effort: Effort, report: &mut Report) -> Res
     report.add(Row::new("size with gzip", Summary::exact(compressed as f64 / 1e6), "MB"));
     let anew: Contender<'_> = Box::new(|| {
         let exporter = Exporter::new(true, 0);
-        cost::of_this_thread(|| Ok(exporter.render(&published, Format::Prometheus)))
+        cost::of_this_thread(|| Ok(exporter.render(&published, Format::Prometheus, &Selection::default())))
     });
-    let again: Contender<'_> =
-        Box::new(|| cost::of_this_thread(|| Ok(exporter.render(&published, Format::Prometheus))));
+    let again: Contender<'_> = Box::new(|| {
+        cost::of_this_thread(|| Ok(exporter.render(&published, Format::Prometheus, &Selection::default())))
+    });
     let plain: Contender<'_> = Box::new(|| cost::of_this_thread(|| answer(&runtime, &service, "identity")));
     let gzip: Contender<'_> = Box::new(|| cost::of_this_thread(|| answer(&runtime, &service, "gzip")));
     let [anew, again, plain, gzip] = take_turns([anew, again, plain, gzip], rounds)?;

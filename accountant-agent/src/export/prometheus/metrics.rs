@@ -133,6 +133,60 @@ metrics! {
         "Number of scrapes from which these metrics were left out because all of them were below MINIMUM_COUNTER"
         "with `--compat-metrics=false`"
 
+    "bird":
+    BIRD_ANSWERS Gauge "calico_accountant_bird_answers" in "0 or 1"
+        ["bird_daemon"]
+        "Whether BIRD answered on its control socket at the last look; while not, there is nothing else of it."
+        "where there is no socket"
+    BIRD_ERRORS Counter "calico_accountant_bird_errors_total" in "looks"
+        ["bird_daemon" "reason"]
+        "Looks at BIRD that failed, by kind of failure."
+        "for reasons that did not occur"
+    BIRD_UP Gauge "bird_up" in "0 or 1"
+        ["bird_protocol_instance" "bird_daemon"]
+        "Whether the protocol is up."
+        "where BIRD does not answer"
+    BIRD_UPTIME Gauge "bird_uptime_seconds" in "seconds"
+        ["bird_protocol_instance" "bird_daemon"]
+        "How long the protocol has been up, at least: after 20 hours BIRD tells the date only."
+        "while it is not up, and where BIRD has time formats of its own"
+    BIRD_STATE_CHANGES Counter "bird_state_changes_total" in "changes"
+        ["bird_protocol_instance" "bird_daemon"]
+        "How often the state of the protocol (up, start, down) changed since the agent first saw it; a session that went down and came back between two looks counts two."
+        "where BIRD does not answer"
+    BIRD_HOLD_CURRENT Gauge "bird_hold_timer_current" in "seconds"
+        ["bird_protocol_instance" "bird_daemon"]
+        "Seconds until the session is given up unless something is heard of the neighbor."
+        "for sessions that are not established, and for what is no BGP"
+    BIRD_HOLD_INITIAL Gauge "bird_hold_timer_initial" in "seconds"
+        ["bird_protocol_instance" "bird_daemon"]
+        "What the hold timer begins with."
+        "where `bird_hold_timer_current` is"
+    BIRD_KEEPALIVE_CURRENT Gauge "bird_keepalive_timer_current" in "seconds"
+        ["bird_protocol_instance" "bird_daemon"]
+        "Seconds until the neighbor is told that we are alive."
+        "where `bird_hold_timer_current` is"
+    BIRD_KEEPALIVE_INITIAL Gauge "bird_keepalive_timer_initial" in "seconds"
+        ["bird_protocol_instance" "bird_daemon"]
+        "What the keepalive timer begins with."
+        "where `bird_hold_timer_current` is"
+    BIRD_BGP_STATE Gauge "bird_bgp_state" in "always 1"
+        ["bird_protocol_instance" "bird_daemon" "bird_bgp_state"]
+        "The state of the BGP session; always 1."
+        "for what is no BGP"
+    BIRD_PREFERENCE Gauge "bird_preference" in "preference"
+        ["bird_protocol_instance" "bird_daemon" "bird_channel"]
+        "Preference of the routes of the protocol."
+        "where BIRD tells none"
+    BIRD_ROUTES Gauge "bird_routes" in "routes"
+        ["bird_protocol_instance" "bird_daemon" "bird_channel" "bird_route_type"]
+        "Routes of the protocol, by what they are."
+        "while the protocol is down; `filtered` where BIRD does not keep those"
+    BIRD_ROUTE_CHANGES OldCounter "bird_route_changes" in "changes"
+        ["bird_protocol_instance" "bird_daemon" "bird_channel" "bird_direction" "bird_action" "bird_outcome"]
+        "Changes of routes, by direction and by what became of them; BIRD begins at 0 when the protocol starts."
+        "while the protocol is down, and for combinations that cannot be"
+
     "agent":
     SOURCE_UP Gauge "calico_accountant_source_up" in "0 or 1"
         ["source"]
@@ -202,6 +256,10 @@ metrics! {
         ["kind" "reason"]
         "What went wrong with the datastore, by reason: connections, lists and watches that failed, and objects that cannot be used."
         "without a datastore, and for reasons that did not occur"
+    WEB_CONFIG_VALID Gauge "calico_accountant_web_config_valid" in "0 or 1"
+        []
+        "Whether the web configuration could be used when it, or a certificate that it names, last changed; while not, the one before is in force."
+        "without `--web.config.file`"
     BUILD_INFO Gauge "calico_accountant_build_info" in "always 1"
         ["version"]
         "The version of the agent; always 1."

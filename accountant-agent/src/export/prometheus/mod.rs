@@ -2,16 +2,21 @@
 //!
 //! Labels are rendered once for as long as the set of accounts stays the same; a scrape then copies text and numbers.
 
+mod bird;
 #[cfg(test)]
 mod docs;
 pub mod metrics;
 mod process;
+mod selection;
 mod text;
 
+pub use selection::{Selection, Unknown};
 pub use text::Format;
 
 use crate::engine::Published;
+use crate::engine::bird::Looks;
 use crate::engine::status::{KernelStatus, SourceStatus, State};
+use crate::export::http::web_config::Followed;
 use accountant_core::Counter;
 use accountant_core::view::{Accounts, CompatAccount, CompatFamily, Family};
 use metrics::Metric;
@@ -32,6 +37,9 @@ pub struct Exporter {
     minimum: u64,
     left_out: AtomicU64,
     rendered: Mutex<Arc<Rendered>>,
+    /// The web configuration, to say whether it can be used.
+    web: Option<Arc<Followed>>,
+    bird: Looks,
 }
 
 /// The label texts of a set of accounts.
@@ -45,14 +53,27 @@ struct Rendered {
 impl Exporter {
     /// An exporter with or without calico-accountant's metrics.
     pub fn new(compat: bool, minimum: u64) -> Self {
-        Self { compat, minimum, left_out: AtomicU64::new(0), rendered: Mutex::default() }
+        let (left_out, rendered) = (AtomicU64::new(0), Mutex::default());
+        Self { compat, minimum, left_out, rendered, web: None, bird: Looks::default() }
     }
 
-    /// The exposition of what is published.
-    pub fn render(&self, published: &Published, format: Format) -> String {
+    /// It tells of BIRD, too.
+    pub fn telling_of_bird(mut self, bird: Looks) -> Self {
+        self.bird = bird;
+        self
+    }
+
+    /// It tells of the web configuration, too.
+    pub fn telling_of_web(mut self, web: Arc<Followed>) -> Self {
+        self.web = Some(web);
+        self
+    }
+
+    /// The exposition of what is published, as far as it is wanted.
+    pub fn render(&self, published: &Published, format: Format, selection: &Selection) -> String {
         let rendered = self.rendered(&published.view.accounts);
         let series = 2 * rendered.own.len() + rendered.compat.len();
-        let mut text = Text::new(format, 16 * 1024 + 256 * series);
+        let mut text = Text::new(format, selection, 16 * 1024 + 256 * series);
         own_families(&mut text, published, &rendered);
         attribution(&mut text, published);
         if self.compat {
@@ -61,6 +82,11 @@ impl Exporter {
         source_families(&mut text, &published.status.sources);
         kernel_families(&mut text, &published.status.kernel);
         datastore_families(&mut text, published);
+        bird::families(&mut text, &self.bird.latest());
+        text.family(&metrics::WEB_CONFIG_VALID);
+        if let Some(valid) = self.web.as_ref().and_then(|web| web.is_valid()) {
+            text.sample(metrics::WEB_CONFIG_VALID.name, "", u64::from(valid));
+        }
         text.family(&metrics::BUILD_INFO);
         text.sample(metrics::BUILD_INFO.name, &render_labels([("version", env!("CARGO_PKG_VERSION"))]), 1);
         process::families(&mut text);
@@ -75,7 +101,7 @@ impl Exporter {
         rendered.clone()
     }
 
-    fn compat_families(&self, text: &mut Text, published: &Published, rendered: &Rendered) {
+    fn compat_families(&self, text: &mut Text<'_>, published: &Published, rendered: &Rendered) {
         let view = &published.view;
         let counted = || view.accounts.compat.iter().map(|account| view.compat_balance(account).packets);
         let shown = self.minimum == 0 || counted().any(|packets| packets >= self.minimum);
@@ -145,7 +171,7 @@ fn stretch<T>(sorted: &[T], compare: impl Fn(&T) -> Ordering) -> Range<usize> {
     start..start + length
 }
 
-fn own_families(text: &mut Text, published: &Published, rendered: &Rendered) {
+fn own_families(text: &mut Text<'_>, published: &Published, rendered: &Rendered) {
     let view = &published.view;
     let accounts = &view.accounts.own;
     let packets = |counter: Counter| counter.packets;
@@ -164,7 +190,7 @@ fn own_families(text: &mut Text, published: &Published, rendered: &Rendered) {
     }
 }
 
-fn attribution(text: &mut Text, published: &Published) {
+fn attribution(text: &mut Text<'_>, published: &Published) {
     let metric = &metrics::ATTRIBUTION_PACKETS;
     text.family(metric);
     for source in &published.status.sources {
@@ -175,7 +201,7 @@ fn attribution(text: &mut Text, published: &Published) {
     }
 }
 
-fn source_families(text: &mut Text, sources: &[SourceStatus]) {
+fn source_families(text: &mut Text<'_>, sources: &[SourceStatus]) {
     let mut each = |metric: &Metric, value: &dyn Fn(&SourceStatus) -> Option<f64>| {
         text.family(metric);
         for source in sources {
@@ -199,7 +225,7 @@ fn source_families(text: &mut Text, sources: &[SourceStatus]) {
 }
 
 fn by_kind(
-    text: &mut Text,
+    text: &mut Text<'_>,
     metric: &Metric,
     label: &str,
     sources: &[SourceStatus],
@@ -217,7 +243,7 @@ fn by_kind(
     }
 }
 
-fn kernel_families(text: &mut Text, kernel: &KernelStatus) {
+fn kernel_families(text: &mut Text<'_>, kernel: &KernelStatus) {
     text.family(&metrics::KERNEL_PROGRAMS);
     text.sample(metrics::KERNEL_PROGRAMS.name, "", u64::from(kernel.is_attached()));
     text.family(&metrics::KERNEL_PACKETS);
@@ -226,7 +252,7 @@ fn kernel_families(text: &mut Text, kernel: &KernelStatus) {
     }
 }
 
-fn datastore_families(text: &mut Text, published: &Published) {
+fn datastore_families(text: &mut Text<'_>, published: &Published) {
     let datastore = &published.status.datastore;
     let kind = render_labels([("kind", datastore.name)]);
     text.family(&metrics::DATASTORE_IN_SYNC);

@@ -12,11 +12,11 @@ use prometheus::proto::MetricType;
 use std::sync::OnceLock;
 
 /// Writes the families of the process collector.
-pub(super) fn families(text: &mut Text) {
+pub(super) fn families(text: &mut Text<'_>) {
     static COLLECTOR: OnceLock<ProcessCollector> = OnceLock::new();
     for family in COLLECTOR.get_or_init(ProcessCollector::for_self).collect() {
         let counter = family.get_field_type() == MetricType::COUNTER;
-        text.head(family.name(), if counter { "counter" } else { "gauge" }, family.help());
+        text.process_family(family.name(), if counter { "counter" } else { "gauge" }, family.help());
         for metric in family.get_metric() {
             let value = match (family.name(), counter) {
                 ("process_cpu_seconds_total", _) => cpu_seconds().unwrap_or(metric.get_counter().get_value()),
@@ -37,6 +37,7 @@ fn cpu_seconds() -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::selection::Selection;
     use super::super::text::Format;
     use super::*;
 
@@ -44,7 +45,8 @@ mod tests {
     fn processor_time_has_parts_of_a_second_and_rises() {
         let before = cpu_seconds().unwrap();
         while cpu_seconds().unwrap() - before < 0.01 {}
-        let mut text = Text::new(Format::Prometheus, 0);
+        let selection = Selection::default();
+        let mut text = Text::new(Format::Prometheus, &selection, 0);
         families(&mut text);
         let text = text.finish();
         let told = text.lines().find_map(|line| line.strip_prefix("process_cpu_seconds_total ")).unwrap();

@@ -4,6 +4,7 @@
 //! `# EOF` at the end, and in the escaping of HELP.
 
 use super::metrics::{Kind, Metric};
+use super::selection::{PROCESS, Selection};
 use std::fmt::Write;
 use std::mem;
 use std::ops::Range;
@@ -46,16 +47,19 @@ impl Format {
     }
 }
 
-/// An exposition that is being written.
+/// An exposition that is being written. What is not selected leaves no trace in it.
 #[derive(Debug)]
-pub(super) struct Text {
+pub(super) struct Text<'a> {
     out: String,
     format: Format,
+    selection: &'a Selection,
+    /// Whether the family that is open is wanted.
+    wanted: bool,
 }
 
-impl Text {
-    pub(super) fn new(format: Format, capacity: usize) -> Self {
-        Self { out: String::with_capacity(capacity), format }
+impl<'a> Text<'a> {
+    pub(super) fn new(format: Format, selection: &'a Selection, capacity: usize) -> Self {
+        Self { out: String::with_capacity(capacity), format, selection, wanted: true }
     }
 
     /// Opens a family.
@@ -65,11 +69,20 @@ impl Text {
             (Kind::Gauge, _) => "gauge",
             (Kind::OldCounter, Format::OpenMetrics) => "unknown",
         };
+        self.wanted = self.selection.wants(metric.section, metric.name);
         self.head(metric.name, kind, metric.help);
     }
 
-    /// Opens a family that is not in the table.
-    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
+    /// Opens a family of the process' own, which are not in the table.
+    pub(super) fn process_family(&mut self, name: &str, kind: &str, help: &str) {
+        self.wanted = self.selection.wants(PROCESS, name);
+        self.head(name, kind, help);
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        if !self.wanted {
+            return;
+        }
         let name = match (self.format, kind) {
             (Format::OpenMetrics, "counter") => name.strip_suffix("_total").unwrap_or(name),
             _ => name,
@@ -84,6 +97,9 @@ impl Text {
 
     /// A sample whose labels were rendered before.
     pub(super) fn sample(&mut self, name: &str, labels: &str, value: u64) {
+        if !self.wanted {
+            return;
+        }
         self.out.push_str(name);
         self.out.push_str(labels);
         self.out.push(' ');
@@ -93,6 +109,10 @@ impl Text {
 
     /// A sample with a value that is not a whole number.
     pub(super) fn sample_f64(&mut self, name: &str, labels: &str, value: f64) {
+        if !self.wanted {
+            return;
+        }
+        // Writing to a String cannot fail.
         let _ = writeln!(self.out, "{name}{labels} {value}");
     }
 
