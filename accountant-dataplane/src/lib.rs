@@ -9,6 +9,7 @@
 
 pub mod bird;
 pub mod calico_bpf;
+pub mod census;
 pub mod in_place;
 pub mod iptables_legacy;
 pub mod kernel;

@@ -49,6 +49,8 @@ pub struct Poll {
     pub moved: bool,
     /// How it was read.
     pub how: How,
+    /// How often which program changed Calico's chains since the last one, where the kernel tells.
+    pub writers: Vec<(String, u64)>,
 }
 
 /// How counters are read.

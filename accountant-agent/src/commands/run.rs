@@ -2,7 +2,7 @@
 
 use super::{datastore, sources};
 use crate::config::{AgentArgs, LogArgs, LogFormat, Process, RunArgs};
-use crate::engine::bird::Looks;
+use crate::engine::aside;
 use crate::engine::{Engine, Settings};
 use crate::export::http::web_config::Followed;
 use crate::export::http::{self, Limits, Listen, Service};
@@ -34,9 +34,10 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
         Engine::new(settings, sources(&read), Some(datastore(&names))).context("starting the sources")?;
     let web = Arc::new(Followed::new(serving.web_config_file.clone()));
     let exporter = Exporter::new(serving.compat_metrics, serving.minimum_counter);
-    let bird = Looks::start(read.bird_sockets()?, serving.poll_interval);
+    let bird = aside::bird(read.bird_sockets()?, serving.poll_interval);
     let bird = bird.context("starting to look at BIRD")?;
-    let exporter = exporter.telling_of_web(web.clone()).telling_of_bird(bird);
+    let census = aside::census().context("starting to take a census")?;
+    let exporter = exporter.telling_of_web(web.clone()).telling_of_bird(bird).telling_of_census(census);
     let service = Service { engine: handle, exporter: Arc::new(exporter), max_age: serving.max_age };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = names.node.value, "counting");
     let listen = match serving.web_systemd_socket {

@@ -4,7 +4,7 @@
 //! Ticks come with the poll interval, and when a reader wants something fresher than what is published; readers that
 //! come during a tick share it. A source that hangs delays a tick only for a while.
 
-pub mod bird;
+pub mod aside;
 mod books;
 mod overlap;
 mod seen;

@@ -64,7 +64,12 @@ pub struct SourceStatus {
     pub notes: BTreeMap<&'static str, u64>,
     /// How many packets the dataplane's own counters have more (or less) than were read, where there are such counters.
     pub difference: Option<i64>,
+    /// Changes of Calico's chains by the program that made them.
+    pub writers: BTreeMap<String, u64>,
 }
+
+/// How many programs are told apart.
+const WRITERS: usize = 16;
 
 impl SourceStatus {
     pub(super) fn new(source: Source) -> Self {
@@ -82,6 +87,15 @@ impl SourceStatus {
             errors: BTreeMap::new(),
             notes: BTreeMap::new(),
             difference: None,
+            writers: BTreeMap::new(),
+        }
+    }
+
+    fn count_writers(&mut self, writers: &[(String, u64)]) {
+        for (name, commits) in writers {
+            let known = self.writers.len() < WRITERS || self.writers.contains_key(name);
+            let name = if known { name.as_str() } else { "others" };
+            *self.writers.entry(name.into()).or_default() += commits;
         }
     }
 
@@ -99,6 +113,7 @@ impl SourceStatus {
                     self.count_note(*note, *times);
                 }
                 self.difference = poll.difference;
+                self.count_writers(&poll.writers);
                 self.took = poll.took;
                 self.how = poll.how.clone();
                 self.reads += 1;

@@ -6,6 +6,7 @@
 //!
 //! Invariant: total. Any bytes give a table or a typed error; nothing is read beyond the blob.
 
+use crate::census::{CALICO, Extent, Table};
 use crate::xtables;
 use accountant_core::calico::ChainKind;
 use accountant_core::rule::{Action, Chain, Matches, Rule};
@@ -234,6 +235,24 @@ impl Unfinished {
     fn new(name: ChainName, first: usize) -> Self {
         Self { name, rules: Vec::new(), counters: Vec::new(), hashes: Vec::new(), first }
     }
+}
+
+/// Counts chains and rules. `built_in` is how many chains the table has from the start; they come first, and like users' chains
+/// each ends with an entry that nobody wrote: its policy.
+pub fn count(blob: &[u8], built_in: u32, layout: Layout) -> Result<Table, BlobError> {
+    let mut table = Table { others: Extent { chains: built_in.into(), rules: 0 }, ..Table::default() };
+    let (mut is_calico, mut entries_of_chain, mut ends) = (false, 0, u64::from(built_in));
+    for entry in entries(blob, layout) {
+        let Some(name) = chain_head(entry?) else {
+            entries_of_chain += 1;
+            continue;
+        };
+        table.of(is_calico).rules += u64::saturating_sub(entries_of_chain, ends);
+        (is_calico, entries_of_chain, ends) = (name.starts_with(CALICO), 0, 1);
+        // The table's last entry looks like a chain's head and has this name.
+        table.of(is_calico).chains += u64::from(name != "ERROR");
+    }
+    Ok(table)
 }
 
 /// A user chain ends with a rule that the kernel wants and no user wrote: the unconditional RETURN.

@@ -9,6 +9,7 @@
 
 use super::rule::{self, RuleMessage};
 use super::wire::Message;
+use super::writers::Writers;
 use accountant_core::calico::ChainKind;
 use accountant_core::rule::{Chain, Rule};
 use accountant_core::snapshot::{Retired, Source, TableId};
@@ -136,6 +137,7 @@ pub(crate) struct Mirror {
     retired: Vec<(TableId, Retired)>,
     gone: BTreeSet<ChainKey>,
     stale: bool,
+    pub(crate) writers: Writers,
 }
 
 impl Mirror {
@@ -209,7 +211,13 @@ impl Mirror {
             NEWRULE | DELRULE => self.rule(message, family, attributes),
             NEWCHAIN | DELCHAIN => self.chain(message.kind == DELCHAIN, family, attributes),
             DELTABLE => self.table_gone(family, attributes),
-            NEWGEN => self.commit(GenAttrs::new(attributes).get_id().ok()),
+            NEWGEN => {
+                let commit = GenAttrs::new(attributes);
+                if !self.open.is_empty() {
+                    self.writers.note(&commit);
+                }
+                self.commit(commit.get_id().ok());
+            }
             _ => {}
         }
     }

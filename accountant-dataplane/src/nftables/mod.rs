@@ -14,9 +14,10 @@ pub mod rule;
 mod in_place;
 mod mirror;
 mod requests;
-mod socket;
+pub(crate) mod socket;
 mod watched;
 pub(crate) mod wire;
+mod writers;
 
 use crate::in_place::CannotHere;
 use crate::kernel::Programs;
@@ -389,7 +390,8 @@ impl RuleSource for Nftables {
         let moved = self.tables != with_endpoints;
         self.tables = with_endpoints;
         let notes = std::mem::take(&mut self.notes);
-        Ok(Poll { tables, gone, took: started.elapsed(), notes, moved, how: self.how(), ..Poll::default() })
+        let (writers, how) = (self.mirror.writers.take(), self.how());
+        Ok(Poll { tables, gone, took: started.elapsed(), notes, moved, how, writers, ..Poll::default() })
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {

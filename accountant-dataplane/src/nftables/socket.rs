@@ -52,12 +52,22 @@ impl Query {
     pub(crate) fn ask<R: NetlinkRequest>(
         &mut self,
         request: &R,
-        mut each: impl FnMut(u16, &[u8]) -> Result<(), SourceError>,
+        each: impl FnMut(u16, &[u8]) -> Result<(), SourceError>,
     ) -> Result<Dump, SourceError> {
         let Protocol::Raw { request_type, .. } = request.protocol() else { return Ok(Dump::Absent) };
+        self.ask_raw(request_type, request.flags(), request.payload(), each)
+    }
+
+    /// The same with a request that was put together elsewhere.
+    pub(crate) fn ask_raw(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        payload: &[u8],
+        mut each: impl FnMut(u16, &[u8]) -> Result<(), SourceError>,
+    ) -> Result<Dump, SourceError> {
         self.sequence = self.sequence.wrapping_add(1);
-        let flags = request.flags() | NLM_F_REQUEST | NLM_F_ACK;
-        let bytes = wire::request(request_type, flags, self.sequence, request.payload());
+        let bytes = wire::request(kind, flags | NLM_F_REQUEST | NLM_F_ACK, self.sequence, payload);
         send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()).map_err(|e| failed("asking", e))?;
         let mut outcome = Dump::Whole;
         loop {

@@ -67,8 +67,11 @@ fn sessions(text: &mut Text<'_>, daemons: &[Daemon]) {
     }
 }
 
+/// Labels beside those of the channel, and a value.
+type Sample<'a> = (Vec<(&'a str, &'a str)>, u64);
+
 fn channels(text: &mut Text<'_>, daemons: &[Daemon]) {
-    let mut each = |metric: &Metric, samples: &dyn Fn(&Channel) -> Vec<(Vec<(&str, &str)>, u64)>| {
+    let mut each = |metric: &Metric, samples: &dyn Fn(&Channel) -> Vec<Sample<'_>>| {
         text.family(metric);
         for (daemon, followed) in protocols(daemons) {
             for channel in &followed.protocol.channels {
@@ -102,7 +105,7 @@ fn protocols(daemons: &[Daemon]) -> impl Iterator<Item = (&Daemon, &Followed)> {
 }
 
 /// What tells a daemon from the first one.
-fn name<'a>(daemon: &'a Daemon) -> impl Iterator<Item = (&'a str, &'a str)> {
+fn name(daemon: &Daemon) -> impl Iterator<Item = (&str, &str)> {
     Some(("bird_daemon", daemon.name.as_str())).filter(|(_, name)| !name.is_empty()).into_iter()
 }
 

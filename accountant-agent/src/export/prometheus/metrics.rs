@@ -133,6 +133,44 @@ metrics! {
         "Number of scrapes from which these metrics were left out because all of them were below MINIMUM_COUNTER"
         "with `--compat-metrics=false`"
 
+    "node":
+    ENDPOINTS Gauge "calico_accountant_endpoints" in "endpoints"
+        ["kind"]
+        "Endpoints of this node that have accounts; one that is gone counts for the grace period."
+        "never"
+    POLICIES Gauge "calico_accountant_policies" in "policies"
+        []
+        "Policies that apply to an endpoint of this node; one that is gone counts for the grace period."
+        "never"
+    POLICY_ENDPOINTS Gauge "calico_accountant_policy_endpoints" in "endpoints"
+        ["tier" "policy_kind" "policy_namespace" "policy"]
+        "How many endpoints of this node a policy applies to."
+        "for policies that apply to none"
+    CHAINS Gauge "calico_accountant_chains" in "chains"
+        ["source" "ip_version" "table" "owner"]
+        "Chains in the packet filter, Calico's and others', looked at once a minute."
+        "for tables that are not there, and where there is nothing of iptables or Calico"
+    RULES Gauge "calico_accountant_rules" in "rules"
+        ["source" "ip_version" "table" "owner"]
+        "Rules in the packet filter, those in Calico's chains and others, looked at once a minute."
+        "where the chains are absent"
+    IP_SETS Gauge "calico_accountant_ip_sets" in "sets"
+        ["ip_version"]
+        "Calico's IP sets, looked at once a minute; those of nftables are not among them."
+        "never"
+    IP_SET_ENTRIES Gauge "calico_accountant_ip_set_entries" in "entries"
+        ["ip_version" "set"]
+        "Entries of an IP set of Calico's, for the 20 fullest of them."
+        "without IP sets"
+    IP_SET_MAX_ENTRIES Gauge "calico_accountant_ip_set_max_entries" in "entries"
+        ["ip_version" "set"]
+        "How many entries an IP set can have; when it is full, Felix cannot add more and its policies are wrong."
+        "without IP sets"
+    RULE_REWRITES Counter "calico_accountant_rule_rewrites_total" in "commits"
+        ["source" "writer"]
+        "Commits that changed chains of Calico's endpoints and policies, by the program that made them; when two write the same chains, both rise without end."
+        "for iptables-legacy, and for programs that changed none"
+
     "bird":
     BIRD_ANSWERS Gauge "calico_accountant_bird_answers" in "0 or 1"
         ["bird_daemon"]

@@ -6,6 +6,7 @@ mod bird;
 #[cfg(test)]
 mod docs;
 pub mod metrics;
+mod node;
 mod process;
 mod selection;
 mod text;
@@ -14,12 +15,14 @@ pub use selection::{Selection, Unknown};
 pub use text::Format;
 
 use crate::engine::Published;
-use crate::engine::bird::Looks;
+use crate::engine::aside::{Bird, Latest};
 use crate::engine::status::{KernelStatus, SourceStatus, State};
 use crate::export::http::web_config::Followed;
 use accountant_core::Counter;
 use accountant_core::view::{Accounts, CompatAccount, CompatFamily, Family};
+use accountant_dataplane::census::Census;
 use metrics::Metric;
+use node::Reach;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -39,7 +42,8 @@ pub struct Exporter {
     rendered: Mutex<Arc<Rendered>>,
     /// The web configuration, to say whether it can be used.
     web: Option<Arc<Followed>>,
-    bird: Looks,
+    bird: Bird,
+    census: Latest<Census>,
 }
 
 /// The label texts of a set of accounts.
@@ -48,18 +52,26 @@ struct Rendered {
     accounts: Arc<Accounts>,
     own: Labels,
     compat: Labels,
+    reach: Reach,
 }
 
 impl Exporter {
     /// An exporter with or without calico-accountant's metrics.
     pub fn new(compat: bool, minimum: u64) -> Self {
         let (left_out, rendered) = (AtomicU64::new(0), Mutex::default());
-        Self { compat, minimum, left_out, rendered, web: None, bird: Looks::default() }
+        let (bird, census) = (Latest::default(), Latest::default());
+        Self { compat, minimum, left_out, rendered, web: None, bird, census }
     }
 
     /// It tells of BIRD, too.
-    pub fn telling_of_bird(mut self, bird: Looks) -> Self {
+    pub fn telling_of_bird(mut self, bird: Bird) -> Self {
         self.bird = bird;
+        self
+    }
+
+    /// It tells of what is in the packet filter, too.
+    pub fn telling_of_census(mut self, census: Latest<Census>) -> Self {
+        self.census = census;
         self
     }
 
@@ -82,7 +94,10 @@ impl Exporter {
         source_families(&mut text, &published.status.sources);
         kernel_families(&mut text, &published.status.kernel);
         datastore_families(&mut text, published);
-        bird::families(&mut text, &self.bird.latest());
+        node::accounts(&mut text, &rendered.reach);
+        node::census(&mut text, &self.census.get());
+        node::rewrites(&mut text, &published.status.sources);
+        bird::families(&mut text, &self.bird.get());
         text.family(&metrics::WEB_CONFIG_VALID);
         if let Some(valid) = self.web.as_ref().and_then(|web| web.is_valid()) {
             text.sample(metrics::WEB_CONFIG_VALID.name, "", u64::from(valid));
@@ -136,6 +151,7 @@ impl Rendered {
         Self {
             own: Labels::new(own),
             compat: Labels::new(accounts.compat.iter().map(compat_labels)),
+            reach: Reach::new(accounts),
             accounts: accounts.clone(),
         }
     }

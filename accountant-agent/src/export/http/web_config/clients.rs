@@ -75,7 +75,7 @@ fn verified(
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     let builder = if mandatory { builder } else { builder.allow_unauthenticated() };
-    Ok(builder.build().map_err(|error| wrong(error.to_string()))?)
+    builder.build().map_err(|error| wrong(error.to_string()))
 }
 
 /// Any certificate whose key the client has.
