@@ -53,6 +53,10 @@ places! {
     skb_conntrack,
     /// `sk_buff.len`, four bytes.
     skb_length,
+    /// `sk_buff.head`
+    skb_head,
+    /// `sk_buff.network_header`, two bytes: where the IP header is behind `head`.
+    skb_network_header,
     /// `bpf_array.pptrs`: where a per-CPU array map keeps its per-CPU pointers.
     array_pptrs,
     /// The number of a type that begins with two numbers of eight bytes (`timespec64`).
@@ -155,6 +159,46 @@ pub struct PathKey {
 
 const _: () = assert!(size_of::<PathKey>() == 24);
 
+/// A flow that was dropped by an endpoint's chain.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// The rules that its packets hit, if `generation` is not zero.
+    pub moved: u64,
+    /// The slot of the chain.
+    pub slot: u32,
+    /// The number of the list; zero if the path is not known.
+    pub generation: u32,
+    /// Where it comes from, in the order of the packet; an IPv4 address has the first four bytes.
+    pub source: [u64; 2],
+    /// Where it goes.
+    pub destination: [u64; 2],
+    /// Source and destination port in the order of the packet; zero for protocols without.
+    pub ports: u32,
+    /// Number of the protocol.
+    pub protocol: u8,
+    /// 0 for IPv4, 1 for IPv6.
+    pub version: u8,
+    /// Nothing.
+    pub padding: u16,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 56);
+
+/// What was dropped of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Packets and bytes.
+    pub traffic: Traffic,
+    /// When the first was, in nanoseconds of the monotonic clock.
+    pub first: u64,
+    /// When the last was.
+    pub last: u64,
+}
+
+const _: () = assert!(size_of::<Flow>() == 32);
+
 /// What is counted of a slot on one processor, without a path.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -230,4 +274,8 @@ mod user {
     unsafe impl aya::Pod for super::WatchList {}
     // SAFETY: the same.
     unsafe impl aya::Pod for super::PathKey {}
+    // SAFETY: the same.
+    unsafe impl aya::Pod for super::FlowKey {}
+    // SAFETY: the same.
+    unsafe impl aya::Pod for super::Flow {}
 }

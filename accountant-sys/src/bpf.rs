@@ -13,6 +13,7 @@ const NAME_LENGTH: usize = 16;
 const PROG_LOAD: libc::c_long = 5;
 const RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
+const MAP_LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
 const LINK_CREATE: libc::c_long = 28;
 /// `BPF_NETFILTER`, an attach type.
 const NETFILTER: u32 = 45;
@@ -154,14 +155,37 @@ struct Batch {
     flags: u64,
 }
 
-/// Reads all keys and values of a hash map that is not per CPU (Linux 5.6), `at_once` in a call. Keys and values are one
-/// behind the other, of the sizes that the map has.
+/// All keys of a map and all values, one behind the other.
+pub type Entries = (Vec<u8>, Vec<u8>);
+
+/// Reads all keys and values of a hash map that is not per CPU (Linux 5.6), `at_once` in a call. The sizes have to be those
+/// that the map has.
 pub fn read_hash(
     map: BorrowedFd<'_>,
     key_size: usize,
     value_size: usize,
     at_once: u32,
-) -> io::Result<(Vec<u8>, Vec<u8>)> {
+) -> io::Result<Entries> {
+    batches(MAP_LOOKUP_BATCH, map, key_size, value_size, at_once)
+}
+
+/// The same, and takes them out of the map.
+pub fn drain_hash(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    at_once: u32,
+) -> io::Result<Entries> {
+    batches(MAP_LOOKUP_AND_DELETE_BATCH, map, key_size, value_size, at_once)
+}
+
+fn batches(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    at_once: u32,
+) -> io::Result<Entries> {
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     let mut room = at_once.max(16) as usize;
     // Where to go on is a number of a bucket for the kernel, and a key's size of memory for us.
@@ -182,7 +206,7 @@ pub fn read_hash(
         };
         // SAFETY: the kernel writes at most `count` keys and values of the map's sizes, which is what there is room for,
         // and less than a key's size to `out_batch`. All memory outlives the call.
-        let result = unsafe { bpf(MAP_LOOKUP_BATCH, &raw mut attr) };
+        let result = unsafe { bpf(command, &raw mut attr) };
         let error = result.err().and_then(|error| error.raw_os_error());
         let read = if matches!(error, None | Some(libc::ENOENT)) { attr.count as usize } else { 0 };
         keys.truncate(had_keys + read * key_size);

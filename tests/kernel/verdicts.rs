@@ -5,8 +5,9 @@ use accountant_core::calico::endpoint::{EndpointChain, Verdict};
 use accountant_core::snapshot::{Around, TableId};
 use accountant_core::watch::{ChainVerdicts, Went};
 use accountant_core::{ChainName, Counter, IpVersion, Table};
+use accountant_dataplane::in_place::CannotHere;
 use accountant_dataplane::iptables_legacy::{IptablesLegacy, Settings};
-use accountant_dataplane::kernel::Programs;
+use accountant_dataplane::kernel::{DeniedFlow, Programs};
 use accountant_dataplane::nftables::Nftables;
 use accountant_dataplane::{Poll, RuleSource, Wanted};
 use accountant_lab::Node;
@@ -16,6 +17,7 @@ use accountant_lab::scenario::{Scenario, Visit, demo};
 use accountant_lab::traffic::{Flood, Until};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Counters by table, chain and place in the chain.
 type Rules = BTreeMap<(TableId, ChainName, usize), Counter>;
@@ -147,6 +149,17 @@ fn every_path_is_known(backend: Backend) {
             assert!(compared > 1000, "{compared}");
             let versions: Vec<_> = seen.keys().map(|table| table.ip_version).collect();
             assert_eq!(versions, IpVersion::BOTH);
+            let denied = &witnessed.last.as_ref().unwrap().denied;
+            assert_eq!(denied.lost, 0);
+            for (table, around) in &seen {
+                let of_table = denied.flows.iter().filter(|flow| flow.table == *table);
+                let flows: u64 = of_table.map(|flow| flow.counter.packets).sum();
+                assert_eq!(flows, went(&around.after, Went::Nowhere), "{table:?}: dropped, by flow");
+            }
+            let of_pods = |flow: &&DeniedFlow| flow.source.is_ipv4() && flow.protocol == 17;
+            let flow = denied.flows.iter().find(of_pods).unwrap();
+            assert!(flow.path.is_some() && flow.ports.is_some_and(|(_, to)| to > 0), "{flow:?}");
+            assert!(flow.first <= flow.last && flow.last > Duration::ZERO);
             let established = compare_established(witnessed.last.as_ref().unwrap(), &seen);
             assert!(established > 10, "{established}");
             println!("{backend:?}: {compared} of rules by paths, {established} established");
@@ -213,4 +226,21 @@ fn floods_of_legacy() {
 #[test]
 fn floods_of_nftables() {
     flood(Backend::Nft);
+}
+
+#[test]
+fn two_agents_do_not_attach_their_programs_twice() {
+    let scenario = demo();
+    let node = scenario.node().unwrap();
+    felix_writes(&scenario, &node, Backend::Nft);
+    node.host()
+        .enter(|| {
+            let first = Witnessed::new(&node, Backend::Nft);
+            let second = Programs::new(true);
+            Nftables::with(true, second.clone()).unwrap().read(&Wanted::default()).unwrap();
+            assert_eq!(second.reason(), Some(CannotHere::AnotherAgent));
+            drop(first);
+            Witnessed::new(&node, Backend::Nft);
+        })
+        .unwrap();
 }

@@ -39,6 +39,9 @@ pub enum CannotHere {
     /// More processors than are provided for.
     #[error("there are {0} processors, more than are provided for")]
     TooManyProcessors(u32),
+    /// Another agent has its programs there.
+    #[error("another agent has its programs in this network namespace; stop one of the two")]
+    AnotherAgent,
     /// The kernel refused, for a reason of its own.
     #[error("{operation} failed: {error}")]
     Refused {

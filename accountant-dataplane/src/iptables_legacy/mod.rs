@@ -386,7 +386,7 @@ impl RuleSource for IptablesLegacy {
             drop(lock);
             self.digest_all(wanted, &mut poll);
         }
-        self.settings.programs.complete(&mut poll.tables, seen);
+        poll.denied = self.settings.programs.complete(&mut poll.tables, seen);
         Ok(self.finish(poll, started, &before))
     }
 

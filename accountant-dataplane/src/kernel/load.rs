@@ -45,6 +45,8 @@ pub(super) struct Sizes {
     pub(super) lists: u32,
     /// Paths that can be told apart.
     pub(super) paths: u32,
+    /// Flows that were dropped since they were last looked at.
+    pub(super) flows: u32,
     /// Processors.
     pub(super) cpus: u32,
 }
@@ -82,6 +84,7 @@ impl Loaded {
             ("WATCH", sizes.lists),
             ("TOTALS", sizes.slots * sizes.cpus),
             ("PATHS", sizes.paths),
+            ("FLOWS", sizes.flows),
         ] {
             loader.map_max_entries(name, entries);
         }
@@ -165,6 +168,9 @@ impl Loaded {
         let text: HashSet<usize> = self.object.functions.keys().map(|(section, _)| *section).collect();
         let resolved = self.object.relocate_maps(maps.into_iter(), &text);
         resolved.map_err(|error| CannotHere::refused("resolving maps", chain(&error), &self.host))?;
+        // Functions that the compiler calls by itself.
+        let linked = self.object.relocate_calls(&text);
+        linked.map_err(|error| CannotHere::refused("linking functions", chain(&error), &self.host))?;
         let cast = self.kernel.cast;
         for instruction in self.object.functions.values_mut().flat_map(|function| &mut function.instructions)
         {

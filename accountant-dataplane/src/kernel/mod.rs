@@ -6,14 +6,17 @@
 //! interfaces, by classifiers. All objects are embedded; nothing is read from disk.
 
 mod endpoint;
+mod flows;
 mod interfaces;
 mod links;
 pub(crate) mod list;
 mod load;
+mod only;
 mod places;
 mod witness;
 
 pub use endpoint::{EndpointCounts, EndpointTraffic};
+pub use flows::DeniedFlow;
 pub use witness::Verdicts;
 
 use crate::TablePoll;
@@ -23,6 +26,7 @@ use accountant_core::watch::ChainVerdicts;
 use links::LinkNews;
 use list::Watched;
 use load::{Loaded, Sizes};
+use only::Only;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use witness::Witness;
 
@@ -33,6 +37,15 @@ pub struct Programs {
     state: Arc<Mutex<State>>,
 }
 
+/// Flows that endpoints' chains dropped.
+#[derive(Debug, Default)]
+pub struct Denied {
+    /// Since the last time.
+    pub flows: Vec<DeniedFlow>,
+    /// Dropped packets, since the programs were attached, of flows that there was no room for.
+    pub lost: u64,
+}
+
 #[derive(Debug)]
 enum State {
     Off(CannotHere),
@@ -40,6 +53,7 @@ enum State {
         witness: Box<Witness>,
         /// For as long as the programs are there.
         _news: Option<LinkNews>,
+        _only: Only,
     },
 }
 
@@ -88,14 +102,30 @@ impl Programs {
         }
     }
 
-    /// Adds to each table that was read what was seen of it: before the reading, and up to now.
-    pub(crate) fn complete(&self, tables: &mut [TablePoll], mut before: Verdicts) {
+    /// Adds to each table that was read what was seen of it: before the reading, and up to now. Returns the flows that were
+    /// dropped since the last time.
+    pub(crate) fn complete(&self, tables: &mut [TablePoll], mut before: Verdicts) -> Denied {
         let mut after = self.read();
+        // Before their lists are forgotten.
+        let denied = self.take_flows();
         for table in tables {
             let Ok(snapshot) = &mut table.snapshot else { continue };
             let Some(after) = after.remove(&table.id) else { continue };
             self.release(&after);
             snapshot.verdicts = Some(Around { before: before.remove(&table.id).unwrap_or_default(), after });
+        }
+        denied
+    }
+
+    fn take_flows(&self) -> Denied {
+        let mut state = self.lock();
+        let State::On { witness, .. } = &mut *state else { return Denied::default() };
+        match witness.take_flows() {
+            Ok((flows, lost)) => Denied { flows, lost },
+            Err(reason) => {
+                *state = lost(reason);
+                Denied::default()
+            }
         }
     }
 
@@ -110,10 +140,11 @@ impl Programs {
 
     fn start(&self, chains: usize) -> State {
         // For IPv4 and IPv6, of which the first table has just come.
-        match cpus().and_then(|cpus| Witness::start(2 * chains, cpus)) {
-            Ok(witness) => {
+        let start = || Ok((Only::claim()?, Witness::start(2 * chains, cpus()?)?));
+        match start() {
+            Ok((only, witness)) => {
                 tracing::info!("programs in the kernel see which policy decides on each packet");
-                State::On { witness: Box::new(witness), _news: self.hear_of_links() }
+                State::On { witness: Box::new(witness), _news: self.hear_of_links(), _only: only }
             }
             Err(reason) => {
                 tracing::info!(%reason, "no programs in the kernel: the rules' counters have to do");
@@ -141,7 +172,7 @@ impl Programs {
 
 /// Attaches the programs to each place for a moment, and says what came of it.
 pub fn probe() -> Vec<(String, Result<(), CannotHere>)> {
-    let sizes = |cpus| Sizes { slots: 2, lists: 2, paths: 2, cpus };
+    let sizes = |cpus| Sizes { slots: 2, lists: 2, paths: 2, flows: 2, cpus };
     match cpus().and_then(|cpus| Loaded::new(sizes(cpus))) {
         Ok(mut loaded) => loaded.attach_each(),
         Err(reason) => vec![("all".into(), Err(reason))],

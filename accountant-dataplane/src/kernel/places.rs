@@ -34,6 +34,8 @@ fn find(types: &Btf<'_>) -> Result<Kernel, CannotHere> {
         device_index: look.byte("net_device", "ifindex")?,
         skb_conntrack: look.byte("sk_buff", "_nfct")?,
         skb_length: look.byte("sk_buff", "len")?,
+        skb_head: look.byte("sk_buff", "head")?,
+        skb_network_header: look.byte("sk_buff", "network_header")?,
         array_pptrs: look.byte("bpf_array", "pptrs")?,
         two_words: number(Kind::Struct, "timespec64")?,
         netfilter_drop: reason

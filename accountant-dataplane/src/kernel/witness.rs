@@ -6,6 +6,7 @@
 //!
 //! Invariant: what is told of a chain never falls, and no count of one list is told as one of another.
 
+use super::flows::{self, DeniedFlow};
 use super::interfaces::{Interfaces, Slots};
 use super::list::{Places, Watched};
 use super::load::{Loaded, Sizes};
@@ -30,6 +31,8 @@ use std::time::{Duration, Instant};
 /// Words of a value in the maps.
 const INTERFACE: usize = size_of::<Interface>() / 8;
 const TOTALS: usize = size_of::<accountant_abi::verdict::Totals>() / 8;
+/// How many flows can be dropped between two readings without one being lost.
+const FLOWS: u32 = 1 << 14;
 /// A packet that came by an old list is long through its hook.
 const THROUGH: Duration = Duration::from_millis(20);
 
@@ -44,6 +47,7 @@ pub(super) struct Witness {
     interfaces_memory: Mapping,
     lists_memory: Mapping,
     totals_memory: Mapping,
+    lost_memory: Mapping,
     interfaces: Interfaces,
     slots: HashMap<(TableId, ChainName), Slot>,
     free_slots: Vec<u32>,
@@ -83,11 +87,12 @@ impl Witness {
     /// Loads and attaches the programs, with room for twice these chains.
     pub(super) fn start(chains: usize, cpus: u32) -> Result<Self, CannotHere> {
         let slots = u32::try_from(2 * chains).unwrap_or(u32::MAX).clamp(1024, 1 << 14).next_power_of_two();
-        let sizes = Sizes { slots, lists: slots, paths: 64 * slots, cpus };
+        let sizes = Sizes { slots, lists: slots, paths: 64 * slots, flows: FLOWS, cpus };
         let mut loaded = Loaded::new(sizes)?;
         let interfaces_memory = loaded.memory("INTERFACES", INTERFACE * sizes.interfaces() as usize)?;
         let lists_memory = loaded.memory("LISTS", slots as usize)?;
         let totals_memory = loaded.memory("TOTALS", TOTALS * (slots * cpus) as usize)?;
+        let lost_memory = loaded.memory("LOST", 1)?;
         loaded.attach()?;
         Ok(Self {
             loaded,
@@ -95,6 +100,7 @@ impl Witness {
             interfaces_memory,
             lists_memory,
             totals_memory,
+            lost_memory,
             interfaces: Interfaces::new(sizes.interfaces()),
             slots: HashMap::new(),
             free_slots: (1..slots).rev().collect(),
@@ -244,6 +250,26 @@ impl Witness {
         Ok(verdicts)
     }
 
+    /// Flows that were dropped since the last call, and how many packets of others there were, since the beginning.
+    pub(super) fn take_flows(&self) -> Result<(Vec<DeniedFlow>, u64), CannotHere> {
+        let records = flows::take(self.loaded.map_fd("FLOWS")?)?;
+        let mut chains: HashMap<u32, &(TableId, ChainName)> = HashMap::new();
+        let mut lists: HashMap<u32, &Arc<watch::WatchList>> = HashMap::new();
+        if !records.is_empty() {
+            for (chain, slot) in &self.slots {
+                chains.insert(slot.number, chain);
+                let installed = slot.old.iter().map(|(list, _)| list).chain(&slot.list);
+                lists.extend(installed.map(|installed| (installed.generation, &installed.list)));
+            }
+        }
+        let flow = |record: flows::Record| {
+            let (table, chain) = chains.get(&record.slot)?;
+            let list = lists.get(&record.generation).map(|list| Arc::clone(list));
+            Some(record.flow(*table, chain, list))
+        };
+        Ok((records.into_iter().filter_map(flow).collect(), self.lost_memory.words()[0].load(Relaxed)))
+    }
+
     /// Forgets lists that were told as closed, and chains that are gone when all of theirs were.
     pub(super) fn release(&mut self, told: &[ChainVerdicts]) -> Result<(), CannotHere> {
         let lists = told.iter().flat_map(|chain| &chain.lists).filter(|list| list.closed);
@@ -370,10 +396,10 @@ fn roles(endpoint: &Endpoint, direction: Direction, forward: bool) -> &'static [
 
 const _: () = assert!(ROLES == 4);
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }

@@ -386,12 +386,13 @@ impl RuleSource for Nftables {
             .filter(|(id, _)| with_endpoints.contains(id) || self.tables.contains(id))
             .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, gap, in_flight, ..snapshot }) })
             .collect();
-        self.programs.complete(&mut tables, seen);
+        let denied = self.programs.complete(&mut tables, seen);
         let moved = self.tables != with_endpoints;
         self.tables = with_endpoints;
         let notes = std::mem::take(&mut self.notes);
         let (writers, how) = (self.mirror.writers.take(), self.how());
-        Ok(Poll { tables, gone, took: started.elapsed(), notes, moved, how, writers, ..Poll::default() })
+        let took = started.elapsed();
+        Ok(Poll { tables, gone, took, notes, moved, how, writers, denied, ..Poll::default() })
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {

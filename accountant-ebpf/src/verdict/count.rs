@@ -69,13 +69,21 @@ fn slot(interface: u32, role: u32, version: u32) -> u32 {
     0
 }
 
-/// Counts a packet that was noted.
+/// The chain that dropped a packet, and how.
+pub(crate) struct Dropped {
+    pub(crate) slot: u32,
+    /// Zero if the path is not known.
+    pub(crate) generation: u32,
+    pub(crate) moved: u64,
+}
+
+/// Counts a packet that was noted. Returns where a new one ended, if it did.
 #[inline(always)]
-pub(crate) fn settle(cpu: u32, offset: u64, note: &Note, verdict: u32) {
+pub(crate) fn settle(cpu: u32, offset: u64, note: &Note, verdict: u32) -> Option<Dropped> {
     let way = Way { from: note.sides[0].slot, to: note.sides[1].slot };
     if note.established != 0 || note.turn != note.own_turn {
         by_verdict(cpu, &way, note.established != 0, verdict, note.length);
-        return;
+        return None;
     }
     let to = path::moved(&note.sides[1], offset);
     // What the other endpoint's chain saw, this one let go on.
@@ -83,6 +91,12 @@ pub(crate) fn settle(cpu: u32, offset: u64, note: &Note, verdict: u32) {
     let from = path::moved(&note.sides[0], offset);
     by_path(cpu, way.from, note.sides[0].generation, from, from_verdict, note.length);
     by_path(cpu, way.to, note.sides[1].generation, to, verdict, note.length);
+    // What came into the later chain ended there; else in the earlier one, if there is one.
+    let (side, moved) =
+        if from_verdict != verdict || way.from == 0 { (&note.sides[1], to) } else { (&note.sides[0], from) };
+    let generation = if moved.is_some() { side.generation } else { 0 };
+    let dropped = Dropped { slot: side.slot, generation, moved: moved.unwrap_or(0) };
+    (verdict == DROPPED).then_some(dropped)
 }
 
 #[inline(always)]
@@ -151,10 +165,17 @@ fn totals(cpu: u32, slot: u32) -> Option<*mut Totals> {
 }
 
 #[inline(always)]
-fn add(traffic: *mut Traffic, length: u32) {
-    // SAFETY: the pointer is to a value of a map, which has two aligned words there.
+pub(crate) fn add(traffic: *mut Traffic, length: u32) {
+    // SAFETY: the pointer is to a value of a map, which has two words there.
     unsafe {
-        atomic_xadd::<u64, u64, { Relaxed }>(&raw mut (*traffic).packets, 1);
-        atomic_xadd::<u64, u64, { Relaxed }>(&raw mut (*traffic).bytes, u64::from(length));
+        increase(&raw mut (*traffic).packets, 1);
+        increase(&raw mut (*traffic).bytes, u64::from(length));
     }
+}
+
+/// Adds to a word of a map's value.
+#[inline(always)]
+pub(crate) fn increase(word: *mut u64, by: u64) {
+    // SAFETY: the pointer is to an aligned word of a map's value.
+    unsafe { atomic_xadd::<u64, u64, { Relaxed }>(word, by) };
 }

@@ -93,7 +93,7 @@ const IPV6: u8 = 10;
 /// # Safety
 /// The pointer has to be one that the verifier knows, to a structure with such a field there.
 #[inline(always)]
-unsafe fn field<T: Copy>(structure: *const u8, place: u64) -> T {
+pub(crate) unsafe fn field<T: Copy>(structure: *const u8, place: u64) -> T {
     // SAFETY: as the caller says.
     unsafe { core::ptr::read_volatile(structure.add(place as usize).cast()) }
 }

@@ -18,6 +18,7 @@
 #![allow(internal_features)]
 
 mod count;
+mod flow;
 mod kernel;
 mod path;
 
@@ -67,7 +68,7 @@ pub fn after(context: *const u64) -> u32 {
 #[unsafe(link_section = "iter/dropped")]
 pub fn dropped(context: *const u64) -> u32 {
     // SAFETY: `kfree_skb` has the packet, the place and the reason as its first arguments.
-    let (skb, reason) = unsafe { (*context, *context.add(2) as u32) };
+    let (skb, reason) = unsafe { (*context.cast::<*const u8>(), *context.add(2) as u32) };
     if u64::from(reason) != place!(netfilter_drop) {
         return 0;
     }
@@ -75,9 +76,11 @@ pub fn dropped(context: *const u64) -> u32 {
     let mut hook = LOCAL_IN;
     while hook <= LOCAL_OUT {
         let note = &mut processor.notes[(hook & 3) as usize];
-        if note.skb == skb {
+        if note.skb == skb as u64 {
             note.skb = 0;
-            count::settle(processor.cpu, processor.offset, note, DROPPED);
+            if let Some(end) = count::settle(processor.cpu, processor.offset, note, DROPPED) {
+                flow::note(skb, &end, note.length);
+            }
         }
         hook += 1;
     }

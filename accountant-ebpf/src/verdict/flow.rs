@@ -1,0 +1,91 @@
+//! Flows that endpoints' chains dropped: who wanted to talk to whom, and by which rules that was not to be.
+//!
+//! Invariant: bounded. What there is no room for is counted ([`LOST`]).
+
+use crate::count::Dropped;
+use crate::kernel::{field, load, place};
+use accountant_abi::Traffic;
+use accountant_abi::verdict::{Flow, FlowKey};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap};
+
+/// `BPF_F_NO_PREALLOC`, `BPF_F_MMAPABLE`
+const NO_PREALLOC: u32 = 1;
+const MMAPABLE: u32 = 1 << 10;
+/// `BPF_NOEXIST`
+const NEW: u64 = 1;
+/// `IPPROTO_TCP`, `IPPROTO_UDP`, `IPPROTO_SCTP`
+const WITH_PORTS: [u8; 3] = [6, 17, 132];
+
+/// The flows. The agent makes it as big as it needs it, and takes out what is old.
+#[map]
+static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, NO_PREALLOC);
+/// Packets of flows that there was no room for.
+#[map]
+static LOST: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+
+/// Notes a packet that a chain dropped.
+#[inline(always)]
+pub(crate) fn note(skb: *const u8, dropped: &Dropped, length: u32) {
+    // SAFETY: the packet is the tracepoint's, and the fields are where the kernel says.
+    let header: u64 = unsafe {
+        let behind: u16 = field(skb, place!(skb_network_header));
+        field::<u64>(skb, place!(skb_head)).wrapping_add(u64::from(behind))
+    };
+    let mut key = FlowKey {
+        moved: dropped.moved,
+        slot: dropped.slot,
+        generation: dropped.generation,
+        source: [0; 2],
+        destination: [0; 2],
+        ports: 0,
+        protocol: 0,
+        version: 0,
+        padding: 0,
+    };
+    let first = load(header);
+    let ports_at =
+        if first & 0xf0 == 0x60 { ipv6(&mut key, header, first) } else { ipv4(&mut key, header, first) };
+    if ports_at != 0 && WITH_PORTS.contains(&key.protocol) {
+        key.ports = load(ports_at) as u32;
+    }
+    // SAFETY: the helper takes nothing and returns a number.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(flow) = FLOWS.get_ptr_mut(&key) {
+        // SAFETY: a value of the map.
+        unsafe {
+            crate::count::add(&raw mut (*flow).traffic, length);
+            (*flow).last = now;
+        }
+        return;
+    }
+    let flow = Flow { traffic: Traffic { packets: 1, bytes: u64::from(length) }, first: now, last: now };
+    if FLOWS.insert(&key, &flow, NEW).is_err()
+        && let Some(lost) = LOST.get_ptr_mut(0)
+    {
+        crate::count::increase(lost, 1);
+    }
+}
+
+/// Takes the header's addresses; returns where ports would be, or zero.
+#[inline(always)]
+fn ipv4(key: &mut FlowKey, header: u64, first: u64) -> u64 {
+    let second = load(header + 8);
+    key.protocol = (second >> 8) as u8;
+    key.source[0] = second >> 32;
+    key.destination[0] = load(header + 16) & 0xffff_ffff;
+    // Only the first fragment has ports: the low thirteen bits of bytes 6 and 7.
+    let fragment = (first >> 48).swap_bytes() >> 48 & 0x1fff;
+    if fragment == 0 { header + 4 * (first & 0xf) } else { 0 }
+}
+
+#[inline(always)]
+fn ipv6(key: &mut FlowKey, header: u64, first: u64) -> u64 {
+    key.version = 1;
+    // The next header, which can be one that stands in front of the protocol's; then there are no ports.
+    key.protocol = (first >> 48) as u8;
+    key.source = [load(header + 8), load(header + 16)];
+    key.destination = [load(header + 24), load(header + 32)];
+    header + 40
+}
