@@ -10,7 +10,7 @@ use accountant_lab::policy::{
     Allow, Deny, Endpoint, Model, Packet, Policy, Profile, Protocol, Rule, Selector, Tier, TierEnd, Truth,
 };
 use accountant_lab::scenario::{Scenario, Visit, demo};
-use accountant_lab::traffic;
+use accountant_lab::{Agent, traffic};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use support::lab::Lab;
@@ -42,11 +42,30 @@ fn every_number_is_exact(backend: Backend) {
         let scrape = scrape(&agent);
         assert_eq!(scrape.sum("calico_accountant_unattributed_packets_total", &[]), 0.0);
         assert_eq!(scrape.sum("calico_accountant_attribution_packets_total", &[("result", "group")]), 0.0);
+        denied_flows_are_told(&agent, &truth, dialect);
         let late = show(lab.node.host(), &lab.arguments());
         assert_eq!(counted(&late), known_late(expected(&truth)), "{dialect:?}, read late");
         let bytes = known_late(expected_bytes(&truth));
         assert_eq!(counted_bytes(&late), bytes, "{dialect:?}, read late, bytes");
     }
+}
+
+/// The packets of all denied flows are those that policies denied, policy by policy.
+fn denied_flows_are_told(agent: &Agent, truth: &Truth, dialect: Dialect) {
+    let flows: Value = serde_json::from_str(&agent.get("/denied").unwrap().body).unwrap();
+    assert_eq!(flows["lost_packets"], 0, "{dialect:?}");
+    let mut by_line: BTreeMap<[String; 4], u64> = BTreeMap::new();
+    for flow in flows["flows"].as_array().unwrap() {
+        let field = |name: &str| flow[name].as_str().unwrap_or_default().to_string();
+        let line = [field("pod"), field("direction"), field("tier"), field("policy")];
+        *by_line.entry(line).or_default() += flow["packets"].as_u64().unwrap();
+        assert!(flow["source"].is_string() && flow["first"].as_f64() <= flow["last"].as_f64(), "{flow}");
+    }
+    let told: u64 = by_line.values().sum();
+    let denied = expected(truth).into_iter().filter(|(line, _)| line.verdict == "deny");
+    let denied: u64 = denied.map(|(_, packets)| packets).sum();
+    assert_eq!(told, denied, "{dialect:?}: {by_line:?}");
+    assert!(by_line.keys().any(|[.., policy]| policy == "platform.no-telnet"), "{by_line:?}");
 }
 
 /// What rules alone tell whoever first reads them at the end. In a tier that ends in Pass, what a policy passed goes on just

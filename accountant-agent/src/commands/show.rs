@@ -3,7 +3,7 @@
 use super::{datastore, sources};
 use crate::config::{KernelPrograms, Process, ShowArgs, SourceArgs};
 use crate::engine::{Engine, Published, Settings};
-use crate::export::{json, table};
+use crate::export::{denied, json, table};
 use anyhow::{Context, anyhow};
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 
 /// How long to wait for the datastore's first names, and for the agent's answer.
@@ -34,13 +34,20 @@ async fn print(args: &ShowArgs) -> anyhow::Result<()> {
     let mut direct = None;
     loop {
         let object = match (&direct, args.direct) {
-            (None, false) => match ask(args.agent, args.all).await? {
+            _ if args.denied => ask(args.agent, "/denied").await?.ok_or_else(|| {
+                anyhow!("no agent answers at {} (--agent): only a running one sees denied flows", args.agent)
+            })?,
+            (None, false) => match ask(args.agent, &format!("/accounts?all={}", args.all)).await? {
                 Some(object) => object,
                 None => read(args, &mut direct).await?,
             },
             _ => read(args, &mut direct).await?,
         };
-        let text = if args.json { format!("{object:#}\n") } else { table::render(&object) };
+        let text = match (args.json, args.denied) {
+            (true, _) => format!("{object:#}\n"),
+            (false, true) => denied::render(&object, SystemTime::now()),
+            (false, false) => table::render(&object),
+        };
         let clear = if args.watch && !args.json { "\x1b[2J\x1b[H" } else { "" };
         match io::stdout().lock().write_all(format!("{clear}{text}").as_bytes()) {
             // Whoever reads, like `head`, has seen enough.
@@ -55,7 +62,7 @@ async fn print(args: &ShowArgs) -> anyhow::Result<()> {
 }
 
 /// Asks the running agent. Nothing if none runs.
-async fn ask(agent: SocketAddr, all: bool) -> anyhow::Result<Option<Value>> {
+async fn ask(agent: SocketAddr, path: &str) -> anyhow::Result<Option<Value>> {
     let stream = match TcpStream::connect(agent).await {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
@@ -64,7 +71,7 @@ async fn ask(agent: SocketAddr, all: bool) -> anyhow::Result<Option<Value>> {
     let asking = async {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let request = Request::get(format!("/accounts?all={all}")).header("host", agent.to_string());
+        let request = Request::get(path).header("host", agent.to_string());
         let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();

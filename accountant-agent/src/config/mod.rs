@@ -226,6 +226,9 @@ pub struct ShowArgs {
     /// Also print accounts in which nothing was counted.
     #[arg(long)]
     pub all: bool,
+    /// Print the flows that were denied lately, with the policies that denied them, as the running agent saw them.
+    #[arg(long, conflicts_with_all = ["all", "direct"])]
+    pub denied: bool,
     /// The agent to ask.
     #[arg(long, env = "ACCOUNTANT_AGENT", value_name = "ADDR:PORT", default_value = "127.0.0.1:9009")]
     pub agent: SocketAddr,

@@ -10,11 +10,14 @@ use accountant_core::index::Index;
 use accountant_core::ledger::{Cause, Key, Ledger, Posting, What};
 use accountant_core::snapshot::{Snapshot, Source, TableId};
 use accountant_core::view::{View, Viewer};
+use accountant_core::watch::{Path, Went};
 use accountant_core::{IpVersion, Table};
+use accountant_dataplane::kernel::{Denied, DeniedFlow};
 use accountant_dataplane::{Poll, Wanted};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use super::denied::{DeniedFlows, DeniedView};
 use super::overlap::{self, Overlap};
 use super::seen::Seen;
 
@@ -49,6 +52,8 @@ pub(super) struct Books {
     wanted: Wanted,
     /// What the programs in the kernel saw.
     pub(super) seen: Seen,
+    /// Flows that were dropped lately.
+    denied: DeniedFlows,
     looked_after: Option<Duration>,
     /// Versions of the posting tables, of what was seen and of the ledger when it was last noted which accounts are in use.
     kept_at: Option<Versions>,
@@ -112,6 +117,23 @@ impl Books {
             }
         }
         told
+    }
+
+    /// Takes the flows that were dropped since the last reading.
+    pub(super) fn take_denied(&mut self, poll: &mut Poll) {
+        let Denied { flows, lost } = std::mem::take(&mut poll.denied);
+        let (tables, index) = (&self.tables, &self.index);
+        let decided = |flow: &DeniedFlow| {
+            let (list, moved) = flow.path.as_ref()?;
+            let Path::Decided(decisions) = list.decode(*moved, Went::Nowhere) else { return None };
+            let Charger::Rules(attributor) = &tables.get(&flow.table)?.by else { return None };
+            attributor.account_of(&flow.chain, decisions.last()?, index)
+        };
+        let flows = flows.into_iter().map(|flow| {
+            let account = decided(&flow);
+            (flow, account)
+        });
+        self.denied.take(flows, lost);
     }
 
     /// The shared chains that the next reading of a source should contain.
@@ -280,6 +302,11 @@ impl Books {
             self.kept_at = Some((versions, self.seen.version(), self.ledger.version()));
         }
         self.ledger.retire(now, self.grace);
+    }
+
+    /// Flows that were dropped lately.
+    pub(super) fn denied_view(&mut self) -> DeniedView {
+        self.denied.view(&self.index)
     }
 
     /// The accounts as they stand.

@@ -6,6 +6,7 @@
 
 pub mod aside;
 mod books;
+pub mod denied;
 mod overlap;
 mod seen;
 pub mod sources;
@@ -16,6 +17,7 @@ use accountant_core::view::View;
 use accountant_dataplane::kernel::Programs;
 use accountant_datastore::Subscription;
 use books::Books;
+use denied::DeniedView;
 use sources::{Report, SourceThread, Sources};
 use status::{DatastoreStatus, KernelStatus, SourceStatus, Status};
 use std::collections::{BTreeMap, HashSet};
@@ -41,6 +43,8 @@ pub struct Published {
     pub view: View,
     /// How sources and datastore are doing.
     pub status: Status,
+    /// Flows that were dropped lately, with labels of who dropped them.
+    pub denied: DeniedView,
     /// When the counters were read, on the monotonic clock. Nothing before the first tick has ended.
     pub at: Option<Instant>,
 }
@@ -145,7 +149,7 @@ impl Engine {
             kernel: kernel.clone(),
             datastore: names.clone(),
         };
-        let first = Published { view: View::default(), status, at: None };
+        let first = Published { view: View::default(), status, denied: DeniedView::default(), at: None };
         let (publish, published) = watch::channel(Arc::new(first));
         let engine = Self {
             settings,
@@ -226,7 +230,12 @@ impl Engine {
             .poll
             .as_ref()
             .is_ok_and(|poll| poll.notes.contains(&accountant_dataplane::source::Note::MissedRewrite));
-        let told = report.poll.map(|poll| self.books.take(&poll)).unwrap_or_default();
+        let mut take = |mut poll| {
+            let told = self.books.take(&poll);
+            self.books.take_denied(&mut poll);
+            told
+        };
+        let told = report.poll.map(&mut take).unwrap_or_default();
         if let Some(status) = self.sources.get_mut(&source) {
             status.resets += told.resets;
         }
@@ -297,7 +306,8 @@ impl Engine {
             datastore: self.names.clone(),
         };
         let view = self.books.view();
-        self.publish.send_replace(Arc::new(Published { view, status, at }));
+        let denied = self.books.denied_view();
+        self.publish.send_replace(Arc::new(Published { view, status, denied, at }));
     }
 
     /// Takes a change of names, and all that wait behind it: they are published together.

@@ -38,35 +38,52 @@ pub fn render(object: &Value) -> String {
 
 fn row(account: &Value) -> [String; 8] {
     let field = |name: &str| account[name].as_str().unwrap_or_default();
-    let workload = match (field("namespace"), field("pod"), field("endpoint")) {
-        ("", "", endpoint) => endpoint.to_string(),
-        ("", pod, _) => pod.to_string(),
-        (namespace, pod, _) => format!("{namespace}/{pod}"),
-    };
-    let (by, verdict) = match field("family") {
-        "policy" => {
-            let namespace =
-                Some(field("policy_namespace")).filter(|n| !n.is_empty()).map(|n| format!("{n}/"));
-            let name = format!("{}{}", namespace.unwrap_or_default(), field("policy"));
-            (format!("{} {name}", field("policy_kind")).trim().to_string(), field("action"))
-        }
-        "default_deny" if field("reason") == "no_policy" => ("no policy matched".into(), "deny"),
-        "default_deny" => ("no profile matched".into(), "deny"),
-        "profile" => (format!("profile {}", field("profile")), field("action")),
-        "endpoint_chain" => (field("rule").replace('_', " "), field("verdict")),
-        _ => (format!("unattributed: {}", field("cause")), ""),
-    };
+    let (by, verdict) = decided_by(account);
     let number = |name: &str| account[name].as_u64().map(|n| n.to_string()).unwrap_or_default();
     [
-        workload,
+        workload(account),
         field("direction").to_string(),
         number("ip_version"),
         field("tier").to_string(),
         by,
-        verdict.to_string(),
+        verdict,
         number("packets"),
         number("bytes"),
     ]
+}
+
+/// Whose account it is.
+pub(super) fn workload(account: &Value) -> String {
+    let field = |name: &str| account[name].as_str().unwrap_or_default();
+    match (field("namespace"), field("pod"), field("endpoint")) {
+        ("", "", endpoint) => endpoint.to_string(),
+        ("", pod, _) => pod.to_string(),
+        (namespace, pod, _) => format!("{namespace}/{pod}"),
+    }
+}
+
+/// Who decided, and how. Told by the labels.
+pub(super) fn decided_by(account: &Value) -> (String, String) {
+    let has = |name: &str| account[name].is_string();
+    let field = |name: &str| account[name].as_str().unwrap_or_default();
+    let (by, verdict) = if has("policy") {
+        let namespace = Some(field("policy_namespace")).filter(|n| !n.is_empty()).map(|n| format!("{n}/"));
+        let name = format!("{}{}", namespace.unwrap_or_default(), field("policy"));
+        (format!("{} {name}", field("policy_kind")).trim().to_string(), field("action"))
+    } else if has("profile") {
+        (format!("profile {}", field("profile")), field("action"))
+    } else if has("rule") {
+        (field("rule").replace('_', " "), field("verdict"))
+    } else if has("state") {
+        (format!("all {} traffic", field("state")), field("verdict"))
+    } else if has("cause") {
+        (format!("unattributed: {}", field("cause")), "")
+    } else if field("reason") == "no_policy" {
+        ("no policy matched".into(), "deny")
+    } else {
+        ("no profile matched".into(), "deny")
+    };
+    (by, verdict.to_string())
 }
 
 #[cfg(test)]

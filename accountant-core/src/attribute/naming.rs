@@ -9,6 +9,28 @@ use crate::calico::comment::Naming;
 use crate::calico::policy::PolicyId;
 use crate::index::Index;
 use crate::ledger::{AccountKey, Cause, Key, PolicyRef, ProfileRef, What};
+use crate::watch::Decision;
+
+impl Attributor {
+    /// The account of what was decided about a packet in an endpoint's chain of this table.
+    pub fn account_of(&self, chain: &ChainName, decision: &Decision, index: &Index) -> Option<AccountKey> {
+        let namer = Namer { table: self, index };
+        let what = match decision {
+            Decision::Verdict(verdict) => What::Verdict(*verdict),
+            Decision::Failsafe => What::Failsafe,
+            Decision::Policy { tier, chain, action, .. } => {
+                What::Policy { tier: tier.clone(), policy: namer.policy(chain), action: *action }
+            }
+            Decision::NoPolicy { tier } => What::NoPolicy { tier: tier.clone() },
+            Decision::Profile { chain, action } => {
+                What::Profile { profile: namer.profile(chain), action: *action }
+            }
+            Decision::NoProfile => What::NoProfile,
+        };
+        let ChainKind::Endpoint { endpoint, direction, .. } = ChainKind::of(chain) else { return None };
+        Some(AccountKey { endpoint, direction, ip_version: self.id.ip_version, what })
+    }
+}
 
 /// Finds the account of an unknown.
 pub(super) struct Namer<'a> {

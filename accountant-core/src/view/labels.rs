@@ -38,7 +38,8 @@ pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec
     shown.into_iter().map(account).collect()
 }
 
-fn labels(key: &AccountKey, index: &Index) -> (Family, Vec<Label>) {
+/// Family and labels of an account, by the names that the index knows.
+pub fn labels(key: &AccountKey, index: &Index) -> (Family, Vec<Label>) {
     let mut labels = endpoint_labels(&key.endpoint, index);
     labels.push(("direction", key.direction.as_str().into()));
     labels.push(("ip_version", key.ip_version.to_string().into()));

@@ -9,6 +9,7 @@ mod compat;
 mod labels;
 
 pub use compat::{CompatAccount, CompatFamily};
+pub use labels::labels;
 
 use crate::Counter;
 use crate::index::Index;

@@ -389,9 +389,8 @@ impl RuleSource for Nftables {
         let denied = self.programs.complete(&mut tables, seen);
         let moved = self.tables != with_endpoints;
         self.tables = with_endpoints;
-        let notes = std::mem::take(&mut self.notes);
-        let (writers, how) = (self.mirror.writers.take(), self.how());
-        let took = started.elapsed();
+        let (notes, how, took) = (std::mem::take(&mut self.notes), self.how(), started.elapsed());
+        let writers = self.mirror.writers.take();
         Ok(Poll { tables, gone, took, notes, moved, how, writers, denied, ..Poll::default() })
     }
 

@@ -1,4 +1,4 @@
-//! The HTTP endpoint: `/metrics`, `/accounts`, `/healthz`, `/readyz`, and a page that links them.
+//! The HTTP endpoint: `/metrics`, `/accounts`, `/denied`, `/healthz`, `/readyz`, and a page that links them.
 //!
 //! It has a thread of its own: whatever clients do, the books are kept meanwhile. A scrape asks for a fresh tick when what is
 //! published is older than it may be. How clients are kept from costing much is in [`crowd`], who may ask in
@@ -78,6 +78,7 @@ impl Service {
             .route("/", get(landing))
             .route("/metrics", get(metrics))
             .route("/accounts", get(accounts))
+            .route("/denied", get(denied))
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
@@ -99,6 +100,7 @@ async fn landing() -> Html<&'static str> {
         "<ul><li><a href=/metrics>/metrics</a>: for Prometheus; ",
         "<code>?collect[]=NAME</code> chooses families",
         "<li><a href=/accounts>/accounts</a>: the accounts as JSON, <a href=\"/accounts?all=true\">also those at zero</a>",
+        "<li><a href=/denied>/denied</a>: flows that were denied lately, as JSON",
         "<li><a href=/readyz>/readyz</a>: whether all that applies is read, or why not",
         "<li><a href=/healthz>/healthz</a>: whether the agent lives</ul>\n",
     ))
@@ -124,6 +126,12 @@ struct AccountsQuery {
 async fn accounts(State(service): State<Service>, Query(query): Query<AccountsQuery>) -> Response {
     let published = service.fresh().await;
     Pieces::response("application/json", json::render(&published, query.all).to_string())
+}
+
+async fn denied(State(service): State<Service>) -> Response {
+    let published = service.fresh().await;
+    let denied = super::denied::json(&published.denied);
+    Pieces::response("application/json", denied.to_string())
 }
 
 async fn ready(State(service): State<Service>) -> Response {

@@ -1,0 +1,186 @@
+//! Flows that were dropped lately: who wanted to talk to whom, and which policy did not let them.
+//!
+//! Invariant: bounded. The flows that were dropped last are kept; what had to go is counted.
+
+use accountant_core::Counter;
+use accountant_core::index::Index;
+use accountant_core::ledger::AccountKey;
+use accountant_core::view::{Label, labels};
+use accountant_dataplane::kernel::DeniedFlow;
+use nix::time::{ClockId, clock_gettime};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// How many flows are kept.
+const MOST: usize = 1024;
+
+/// A flow and what did not let it pass.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// Whose chain dropped it, in which direction, and what in it did.
+    pub account: AccountKey,
+    /// Who sent it.
+    pub source: IpAddr,
+    /// Whom to.
+    pub destination: IpAddr,
+    /// Number of the protocol.
+    pub protocol: u8,
+    /// Source and destination port, of protocols that have any.
+    pub ports: Option<(u16, u16)>,
+}
+
+/// How much of a flow was dropped, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// How much.
+    pub counter: Counter,
+    /// When the first packet was.
+    pub first: SystemTime,
+    /// When the last was.
+    pub last: SystemTime,
+}
+
+/// The flows as they are published: the last one first.
+#[derive(Clone, Debug, Default)]
+pub struct DeniedView {
+    /// Each with the labels of the account that it was charged to.
+    pub flows: Arc<Vec<(Vec<Label>, Flow, Dropped)>>,
+    /// Packets that are in none.
+    pub lost: u64,
+}
+
+/// The flows that were dropped last.
+#[derive(Debug, Default)]
+pub(super) struct DeniedFlows {
+    flows: HashMap<Flow, Dropped>,
+    /// Packets of flows that there was no room for in the kernel, or of which it is not known what dropped them.
+    lost: u64,
+    /// What the kernel had lost when it was last asked.
+    lost_before: u64,
+    /// The view, while nothing changed since it was made.
+    view: Option<DeniedView>,
+}
+
+impl DeniedFlows {
+    /// Takes what was dropped since, with what did it where that is known.
+    pub(super) fn take(
+        &mut self,
+        dropped: impl Iterator<Item = (DeniedFlow, Option<AccountKey>)>,
+        lost: u64,
+    ) {
+        self.lost = self.lost.saturating_add(lost.saturating_sub(self.lost_before));
+        self.lost_before = lost;
+        // What the monotonic clock was at the beginning of 1970, for a clock that nobody sets.
+        let begun = SystemTime::now().checked_sub(now()).unwrap_or(SystemTime::UNIX_EPOCH);
+        for (flow, account) in dropped {
+            let Some(account) = account else {
+                self.lost = self.lost.saturating_add(flow.counter.packets);
+                continue;
+            };
+            let DeniedFlow { source, destination, protocol, ports, counter, .. } = flow;
+            let (first, last) = (begun + flow.first, begun + flow.last);
+            self.view = None;
+            let known = self
+                .flows
+                .entry(Flow { account, source, destination, protocol, ports })
+                .or_insert(Dropped { counter: Counter::ZERO, first, last });
+            known.counter += counter;
+            known.last = known.last.max(last);
+        }
+        self.forget_the_oldest();
+    }
+
+    fn forget_the_oldest(&mut self) {
+        if self.flows.len() <= MOST {
+            return;
+        }
+        let mut times: Vec<SystemTime> = self.flows.values().map(|dropped| dropped.last).collect();
+        let (_, oldest, _) = times.select_nth_unstable_by(MOST / 2, |a, b| b.cmp(a));
+        let oldest = *oldest;
+        self.flows.retain(|_, dropped| dropped.last > oldest);
+    }
+
+    /// The flows, the last one first.
+    pub(super) fn view(&mut self, index: &Index) -> DeniedView {
+        let flows = match self.view.take() {
+            Some(view) => view.flows,
+            None => {
+                let labelled = |(flow, dropped): (&Flow, &Dropped)| {
+                    (labels(&flow.account, index).1, flow.clone(), *dropped)
+                };
+                let mut flows: Vec<_> = self.flows.iter().map(labelled).collect();
+                flows.sort_by_key(|(_, _, dropped)| std::cmp::Reverse(dropped.last));
+                Arc::new(flows)
+            }
+        };
+        self.view.insert(DeniedView { flows, lost: self.lost }).clone()
+    }
+}
+
+/// The monotonic clock, as the programs in the kernel read it.
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use accountant_core::IpVersion;
+    use accountant_core::id::{Endpoint, EndpointKind};
+    use accountant_core::ledger::What;
+    use accountant_core::snapshot::{Source, TableId};
+    use accountant_core::{Direction, Table};
+
+    fn account() -> AccountKey {
+        AccountKey {
+            endpoint: Endpoint { kind: EndpointKind::Workload, interface: "cali1".into() },
+            direction: Direction::Ingress,
+            ip_version: IpVersion::V4,
+            what: What::NoProfile,
+        }
+    }
+
+    fn flow(port: u16, packets: u64, last: u64) -> DeniedFlow {
+        DeniedFlow {
+            table: TableId {
+                source: Source::Nftables,
+                native: true,
+                ip_version: IpVersion::V4,
+                table: Table::Filter,
+            },
+            chain: "cali-tw-cali1".into(),
+            path: None,
+            source: "10.0.0.1".parse().unwrap(),
+            destination: "10.0.0.2".parse().unwrap(),
+            protocol: 17,
+            ports: Some((port, 53)),
+            counter: Counter::new(packets, 100 * packets),
+            first: Duration::from_secs(1),
+            last: Duration::from_secs(last),
+        }
+    }
+
+    #[test]
+    fn flows_add_up_and_what_is_lost_is_counted_once() {
+        let mut denied = DeniedFlows::default();
+        denied.take([(flow(1, 2, 5), Some(account())), (flow(2, 1, 5), None)].into_iter(), 4);
+        denied.take([(flow(1, 3, 9), Some(account()))].into_iter(), 4);
+        assert_eq!((denied.flows.len(), denied.lost), (1, 5));
+        let dropped = denied.flows.values().next().unwrap();
+        assert_eq!(dropped.counter, Counter::new(5, 500));
+        let seconds = dropped.last.duration_since(dropped.first).unwrap().as_secs_f64();
+        assert!((seconds - 8.0).abs() < 1.0, "{seconds}");
+    }
+
+    #[test]
+    fn the_last_ones_are_kept() {
+        let mut denied = DeniedFlows::default();
+        let many = (0..MOST as u16 + 1).map(|n| (flow(n + 1, 1, u64::from(n) + 1), Some(account())));
+        denied.take(many, 0);
+        assert!(denied.flows.len() <= MOST && denied.flows.len() >= MOST / 2 - 1);
+        assert!(denied.flows.keys().any(|flow| flow.ports == Some((MOST as u16 + 1, 53))));
+        assert!(!denied.flows.keys().any(|flow| flow.ports == Some((1, 53))));
+    }
+}

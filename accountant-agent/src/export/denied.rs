@@ -1,0 +1,119 @@
+//! Flows that were dropped lately, as JSON (`/denied`) and as a table.
+//!
+//! One entry a flow, the last one first: times, who and whom, how much, and the labels of the account that it was charged to.
+
+use super::table;
+use crate::engine::denied::{DeniedView, Dropped, Flow};
+use accountant_core::view::Label;
+use comfy_table::Table;
+use serde_json::{Map, Value, json};
+use std::time::{Duration, SystemTime};
+
+const HEADINGS: [&str; 8] =
+    ["LAST", "PACKETS", "PROTOCOL", "FROM", "TO", "WORKLOAD", "DIRECTION", "DENIED BY"];
+
+/// The flows as JSON.
+pub fn json(denied: &DeniedView) -> Value {
+    let flows: Vec<_> = denied.flows.iter().map(entry).collect();
+    json!({ "version": super::json::VERSION, "flows": flows, "lost_packets": denied.lost })
+}
+
+fn entry((labels, flow, dropped): &(Vec<Label>, Flow, Dropped)) -> Value {
+    let mut fields = Map::new();
+    let seconds = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+    };
+    fields.insert("first".into(), seconds(dropped.first).into());
+    fields.insert("last".into(), seconds(dropped.last).into());
+    fields.insert("source".into(), flow.source.to_string().into());
+    fields.insert("destination".into(), flow.destination.to_string().into());
+    fields.insert("protocol".into(), protocol(flow.protocol).into());
+    if let Some((from, to)) = flow.ports {
+        fields.insert("source_port".into(), from.into());
+        fields.insert("destination_port".into(), to.into());
+    }
+    fields.insert("packets".into(), dropped.counter.packets.into());
+    fields.insert("bytes".into(), dropped.counter.bytes.into());
+    fields.extend(labels.iter().map(|(name, value)| (name.to_string(), Value::from(&**value))));
+    fields.insert("interface".into(), flow.account.endpoint.interface.as_str().into());
+    Value::Object(fields)
+}
+
+/// The usual names of protocols that have one.
+fn protocol(number: u8) -> String {
+    match number {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmpv6".into(),
+        132 => "sctp".into(),
+        other => other.to_string(),
+    }
+}
+
+/// The object of [`json`] for people.
+pub fn render(object: &Value, now: SystemTime) -> String {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_header(HEADINGS);
+    let flows = object["flows"].as_array().map(Vec::as_slice).unwrap_or_default();
+    table.add_rows(flows.iter().map(|flow| row(flow, now)));
+    let mut text = table.trim_fmt() + "\n";
+    if flows.is_empty() {
+        text.push_str(
+            "no flow was denied lately, or no programs in the kernel see them (`accountant check`)\n",
+        );
+    }
+    if let Some(lost) = object["lost_packets"].as_u64().filter(|lost| *lost > 0) {
+        text.push_str(&format!("{lost} denied packets are in none of these flows\n"));
+    }
+    text
+}
+
+fn row(flow: &Value, now: SystemTime) -> [String; 8] {
+    let field = |name: &str| flow[name].as_str().unwrap_or_default().to_string();
+    let age = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+        - flow["last"].as_f64().unwrap_or(0.0);
+    let end = |address: &str, port: &str| match (flow[port].as_u64(), field(address)) {
+        (Some(port), address) if address.contains(':') => format!("[{address}]:{port}"),
+        (Some(port), address) => format!("{address}:{port}"),
+        (None, address) => address,
+    };
+    let (by, _) = table::decided_by(flow);
+    let tier = field("tier");
+    let by = if tier.is_empty() { by } else { format!("{by} (tier {tier})") };
+    [
+        format!("{:.0}s ago", age.max(0.0)),
+        flow["packets"].as_u64().unwrap_or(0).to_string(),
+        field("protocol"),
+        end("source", "source_port"),
+        end("destination", "destination_port"),
+        table::workload(flow),
+        field("direction"),
+        by,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_are_lines() {
+        let object = json!({
+            "flows": [{
+                "last": 90.0, "source": "fd00::2", "source_port": 40000, "destination": "fd00::3",
+                "destination_port": 53, "protocol": "udp", "packets": 7, "namespace": "shop", "pod": "web",
+                "direction": "ingress", "tier": "default", "policy_kind": "NetworkPolicy",
+                "policy_namespace": "shop", "policy": "p", "action": "deny",
+            }],
+            "lost_packets": 3,
+        });
+        let text = render(&object, SystemTime::UNIX_EPOCH + Duration::from_secs(100));
+        let lines: Vec<_> = text.lines().collect();
+        let words = lines[1].split_whitespace().collect::<Vec<_>>().join(" ");
+        let line =
+            "10s ago 7 udp [fd00::2]:40000 [fd00::3]:53 shop/web ingress NetworkPolicy shop/p (tier default)";
+        assert_eq!(words, line);
+        assert_eq!(lines[2], "3 denied packets are in none of these flows");
+    }
+}
