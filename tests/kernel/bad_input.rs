@@ -287,9 +287,11 @@ fn no_such_table_and_then_there_is_one() {
         let names = lab.node.host().enter(|| fs::read_to_string("/proc/thread-self/net/ip_tables_names"));
         assert_eq!(names.unwrap().unwrap_or_default(), "", "reading makes no table");
         let accounts = agent.accounts().unwrap();
-        let states: Vec<_> =
-            accounts["sources"].as_array().unwrap().iter().map(|s| s["state"].clone()).collect();
-        assert_eq!(states, ["absent", "absent"]);
+        let sources = accounts["sources"].as_array().unwrap();
+        assert!(
+            !sources.is_empty() && sources.iter().all(|source| source["state"] == "absent"),
+            "{sources:?}"
+        );
         let (out, err, code) = run(lab.node.host(), &["check"]);
         assert_eq!(code, 1, "{out}{err}");
         assert!(out.contains("no chains of Calico's"), "{out}{err}");
