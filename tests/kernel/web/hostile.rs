@@ -84,12 +84,15 @@ fn body(asked: crate::site::Asked) -> String {
 
 #[test]
 fn crowds_that_only_connect_and_talk_without_end() {
-    crowds("", |site, path| body(site.http(path, &[])));
+    // Who is cut in the crowd asks again.
+    crowds("", |site, path| body(site.http(path, &["--retry", "5", "--retry-all-errors"])));
 }
 
 #[test]
 fn the_same_where_tls_is_spoken() {
-    crowds(&tls(""), |site, path| body(site.https(path, &["--http1.1"])));
+    crowds(&tls(""), |site, path| {
+        body(site.https(path, &["--http1.1", "--retry", "5", "--retry-all-errors"]))
+    });
 }
 
 #[test]
