@@ -3,8 +3,8 @@
 use crate::maps::{LAST, NAMES, PATHS, VERDICTS, at, counters, layout, note, state};
 use accountant_abi::Traffic;
 use accountant_abi::calico::{
-    ALLOWED, ALLOWED_THEN_DROPPED, DENIED, DROPPED_WITHOUT_POLICY, HookKey, Last, MAX_HITS, PathKey,
-    POLICY_FAILED, SETTLED, Slot, VerdictKey, notes,
+    ALLOWED, ALLOWED_THEN_DROPPED, DENIED, DROPPED_WITHOUT_POLICY, HookKey, Last, MAX_HITS, POLICY_FAILED,
+    PathKey, SETTLED, Slot, VerdictKey, notes,
 };
 
 /// Where the verdict is read.
