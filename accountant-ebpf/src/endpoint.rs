@@ -41,14 +41,4 @@ fn count(ctx: &TcContext, direction: u32) {
     }
 }
 
-/// Programs cannot panic; the compiler wants to hear it.
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// Both licences: the kernel lends some functions to GPL programs only.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "license")]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+accountant_ebpf::licensed_object!();

@@ -148,14 +148,4 @@ fn dropped(skb: u64, reason: u32) -> Option<()> {
     Some(())
 }
 
-/// Programs cannot panic; the compiler wants to hear it.
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// Both licences: the kernel lends some functions to GPL programs only.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "license")]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+accountant_ebpf::licensed_object!();

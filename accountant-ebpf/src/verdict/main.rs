@@ -173,14 +173,4 @@ pub fn learn(context: *const u64) -> u32 {
     0
 }
 
-/// Programs cannot panic; the compiler wants to hear it.
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// Both licences: the kernel lends some functions to GPL programs only.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "license")]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+accountant_ebpf::licensed_object!();
