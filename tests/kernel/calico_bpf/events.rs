@@ -16,49 +16,44 @@ fn assert_not_below(before: &Counts, now: &Counts) {
 
 #[test]
 fn nothing_is_lost_while_felix_works() {
-    let lab = Lab::new();
-    lab.node
-        .host()
-        .enter(|| {
-            let mut stand_in = lab.stand_in(NEWEST);
-            let mut source = lab.source();
-            read(&mut source);
-            stand_in.decide(ALLOWED, INGRESS, allow(&[1, 2]));
-            stand_in.decide(ALLOWED, EGRESS, allow(&[3]));
-            stand_in.decide(DENIED, INGRESS, allow(&[4]));
-            stand_in.decide(DENIED, EGRESS, deny(&[5, 6]));
-            let [a, b] = ["a", "b"].map(|pod| lab.node.pod("shop", pod).unwrap());
-            let flood = |cpu, to: IpAddr| Flood {
-                other: Some((DENIED, 3)),
-                until: Until::Stopped,
-                cpu: Some(cpu),
-                ..Flood::new(to, ALLOWED)
-            };
-            let flooding =
-                [flood(0, b.v4().unwrap()).start(&a.netns), flood(1, b.v6().unwrap()).start(&a.netns)];
-            let mut before = Counts::new();
-            for round in 0..24 {
-                match round % 4 {
-                    0 => stand_in.replace(&lab.a, INGRESS),
-                    1 => stand_in.replace(&lab.b, EGRESS),
-                    2 => stand_in.attach(&lab.a, INGRESS),
-                    _ => stand_in.attach_both(&lab.b),
-                }
-                let now = counts(&read(&mut source));
-                assert_not_below(&before, &now);
-                before = now;
+    in_lab(|lab| {
+        let mut stand_in = lab.stand_in(NEWEST);
+        let mut source = lab.source();
+        read(&mut source);
+        stand_in.decide(ALLOWED, INGRESS, allow(&[1, 2]));
+        stand_in.decide(ALLOWED, EGRESS, allow(&[3]));
+        stand_in.decide(DENIED, INGRESS, allow(&[4]));
+        stand_in.decide(DENIED, EGRESS, deny(&[5, 6]));
+        let [a, b] = ["a", "b"].map(|pod| lab.node.pod("shop", pod).unwrap());
+        let flood = |cpu, to: IpAddr| Flood {
+            other: Some((DENIED, 3)),
+            until: Until::Stopped,
+            cpu: Some(cpu),
+            ..Flood::new(to, ALLOWED)
+        };
+        let flooding = [flood(0, b.v4().unwrap()).start(&a.netns), flood(1, b.v6().unwrap()).start(&a.netns)];
+        let mut before = Counts::new();
+        for round in 0..24 {
+            match round % 4 {
+                0 => stand_in.replace(&lab.a, INGRESS),
+                1 => stand_in.replace(&lab.b, EGRESS),
+                2 => stand_in.attach(&lab.a, INGRESS),
+                _ => stand_in.attach_both(&lab.b),
             }
-            for flooding in flooding {
-                flooding.stop().unwrap();
-            }
-            let poll = read(&mut source);
-            let counted = counts(&poll);
-            assert_not_below(&before, &counted);
-            assert_eq!(hits(&counted), stand_in.rules(), "{:?}", poll.happened);
-            assert_eq!(poll.difference, Some(0));
-            assert!(counted.values().map(|counter| counter.packets).sum::<u64>() > 10_000, "{counted:?}");
-        })
-        .unwrap();
+            let now = counts(&read(&mut source));
+            assert_not_below(&before, &now);
+            before = now;
+        }
+        for flooding in flooding {
+            flooding.stop().unwrap();
+        }
+        let poll = read(&mut source);
+        let counted = counts(&poll);
+        assert_not_below(&before, &counted);
+        assert_eq!(hits(&counted), stand_in.rules(), "{:?}", poll.happened);
+        assert_eq!(poll.difference, Some(0));
+        assert!(counted.values().map(|counter| counter.packets).sum::<u64>() > 10_000, "{counted:?}");
+    });
 }
 
 /// A pod goes, and one of the same name comes: it counts on where that one stopped, unless it was gone for so long that its

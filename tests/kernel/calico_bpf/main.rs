@@ -43,6 +43,12 @@ fn pods() -> [Endpoint; 2] {
     [pod("a", "10.65.0.2", "fd00:65::2"), pod("b", "10.65.0.3", "fd00:65::3")]
 }
 
+/// Runs a test on a node of its own, in the node's network namespace.
+fn in_lab(test: impl FnOnce(&Lab) + Send) {
+    let lab = Lab::new();
+    lab.node.host().enter(|| test(&lab)).unwrap();
+}
+
 impl Lab {
     fn new() -> Self {
         let pods = pods();
@@ -239,153 +245,133 @@ fn every_verdict_is_counted_in_every_layout() {
 /// The same is counted while XDP overwrites the state on the same processors, thousands of times a second.
 #[test]
 fn xdp_does_not_take_verdicts_away() {
-    let lab = Lab::new();
-    lab.node
-        .host()
-        .enter(|| {
-            let mut stand_in = lab.stand_in(NEWEST);
-            stand_in.attach_xdp("eth0");
-            let mut source = lab.source();
-            read(&mut source);
-            let host: IpAddr = accountant_lab::node::NODE_ADDRESSES[0].parse().unwrap();
-            let flood = |cpu| Flood { until: Until::Stopped, cpu: Some(cpu), ..Flood::new(host, 7200) };
-            let flooding = [flood(0), flood(1)].map(|flood| flood.start(lab.node.outside()));
-            let want = play(&lab, &stand_in, 40);
-            for flooding in flooding {
-                flooding.stop().unwrap();
-            }
-            let poll = read(&mut source);
-            assert_eq!(counts(&poll), want, "{:?}", poll.happened);
-            assert_eq!(poll.difference, Some(0));
-        })
-        .unwrap();
+    in_lab(|lab| {
+        let mut stand_in = lab.stand_in(NEWEST);
+        stand_in.attach_xdp("eth0");
+        let mut source = lab.source();
+        read(&mut source);
+        let host: IpAddr = accountant_lab::node::NODE_ADDRESSES[0].parse().unwrap();
+        let flood = |cpu| Flood { until: Until::Stopped, cpu: Some(cpu), ..Flood::new(host, 7200) };
+        let flooding = [flood(0), flood(1)].map(|flood| flood.start(lab.node.outside()));
+        let want = play(lab, &stand_in, 40);
+        for flooding in flooding {
+            flooding.stop().unwrap();
+        }
+        let poll = read(&mut source);
+        assert_eq!(counts(&poll), want, "{:?}", poll.happened);
+        assert_eq!(poll.difference, Some(0));
+    });
 }
 
 /// Ours were first, and Calico's come behind them: ours move behind those, and stay there when they are replaced in place.
 #[test]
 fn the_order_is_kept() {
-    let lab = Lab::new();
-    lab.node
-        .host()
-        .enter(|| {
-            let mut stand_in = lab.stand_in(NEWEST);
-            let mut source = lab.source();
-            read(&mut source);
-            let mut want = play(&lab, &stand_in, 1);
-            read(&mut source);
-            for interface in [lab.a.clone(), lab.b.clone()] {
-                stand_in.attach_both(&interface);
-            }
-            assert_eq!(counts(&read(&mut source)), want);
-            want = sum(want, play(&lab, &stand_in, 2));
-            assert_eq!(counts(&read(&mut source)), want);
-            for interface in [&lab.a, &lab.b] {
-                stand_in.replace(interface, INGRESS);
-                stand_in.replace(interface, EGRESS);
-            }
-            want = sum(want, play(&lab, &stand_in, 2));
-            let poll = read(&mut source);
-            assert_eq!(counts(&poll), want);
-            assert_eq!((poll.difference, happened(&poll, Note::Misplaced)), (Some(0), 0));
-        })
-        .unwrap();
+    in_lab(|lab| {
+        let mut stand_in = lab.stand_in(NEWEST);
+        let mut source = lab.source();
+        read(&mut source);
+        let mut want = play(lab, &stand_in, 1);
+        read(&mut source);
+        for interface in [lab.a.clone(), lab.b.clone()] {
+            stand_in.attach_both(&interface);
+        }
+        assert_eq!(counts(&read(&mut source)), want);
+        want = sum(want, play(lab, &stand_in, 2));
+        assert_eq!(counts(&read(&mut source)), want);
+        for interface in [&lab.a, &lab.b] {
+            stand_in.replace(interface, INGRESS);
+            stand_in.replace(interface, EGRESS);
+        }
+        want = sum(want, play(lab, &stand_in, 2));
+        let poll = read(&mut source);
+        assert_eq!(counts(&poll), want);
+        assert_eq!((poll.difference, happened(&poll, Note::Misplaced)), (Some(0), 0));
+    });
 }
 
 /// Calico goes from clsact to tcx and back: ours follow, in front and behind.
 #[test]
 fn both_ways_of_attaching_are_followed() {
-    let lab = Lab::new();
-    lab.node
-        .host()
-        .enter(|| {
-            let mut stand_in = lab.stand_in(NEWEST);
-            let mut source = lab.source();
-            let mut want = Counts::new();
-            for on_clsact in [true, false, true] {
-                for interface in ["eth0", &lab.a, &lab.b] {
-                    if on_clsact {
-                        stand_in.attach_to_clsact(interface);
-                    } else {
-                        stand_in.attach_both(interface);
-                    }
+    in_lab(|lab| {
+        let mut stand_in = lab.stand_in(NEWEST);
+        let mut source = lab.source();
+        let mut want = Counts::new();
+        for on_clsact in [true, false, true] {
+            for interface in ["eth0", &lab.a, &lab.b] {
+                if on_clsact {
+                    stand_in.attach_to_clsact(interface);
+                } else {
+                    stand_in.attach_both(interface);
                 }
-                read(&mut source);
-                want = sum(want, play(&lab, &stand_in, 3));
-                let poll = read(&mut source);
-                assert_eq!(counts(&poll), want, "on clsact: {on_clsact} {:?}", poll.happened);
-                assert_eq!((poll.difference, happened(&poll, Note::Misplaced)), (Some(0), 0));
             }
-        })
-        .unwrap();
+            read(&mut source);
+            want = sum(want, play(lab, &stand_in, 3));
+            let poll = read(&mut source);
+            assert_eq!(counts(&poll), want, "on clsact: {on_clsact} {:?}", poll.happened);
+            assert_eq!((poll.difference, happened(&poll, Note::Misplaced)), (Some(0), 0));
+        }
+    });
 }
 
 /// What somebody else's programs drop, in front of Calico's or behind, is not charged to Calico.
 #[test]
 fn drops_of_others_are_nobodys() {
-    let lab = Lab::new();
-    lab.node
-        .host()
-        .enter(|| {
-            let stand_in = lab.stand_in(NEWEST);
-            let mut source = lab.source();
+    in_lab(|lab| {
+        let stand_in = lab.stand_in(NEWEST);
+        let mut source = lab.source();
+        read(&mut source);
+        let mut want = Counts::new();
+        stand_in.decide(FOREIGN, INGRESS, allow(&[51]));
+        stand_in.decide(FOREIGN, EGRESS, allow(&[52]));
+        for (order, seen) in [(LinkOrder::first as fn() -> LinkOrder, false), (LinkOrder::last, true)] {
+            let foreign = Foreign::attach(&lab.a, TcAttachType::Ingress, order());
             read(&mut source);
-            let mut want = Counts::new();
-            stand_in.decide(FOREIGN, INGRESS, allow(&[51]));
-            stand_in.decide(FOREIGN, EGRESS, allow(&[52]));
-            for (order, seen) in [(LinkOrder::first as fn() -> LinkOrder, false), (LinkOrder::last, true)] {
-                let foreign = Foreign::attach(&lab.a, TcAttachType::Ingress, order());
-                read(&mut source);
-                for packets in [3, 4] {
-                    // Between them, what Calico does deny: its state is there when the others are dropped.
-                    want = sum(want, play(&lab, &stand_in, 1));
-                    stand_in.decide(7103, INGRESS, deny(&[5, 6]));
-                    lab.send(7103, 1);
-                    expect(&mut want, &lab.a, Direction::Egress, Outcome::Denied, &[5, 6], 1);
-                    lab.send(FOREIGN, packets);
-                    if seen {
-                        expect(&mut want, &lab.a, Direction::Egress, Outcome::Allowed, &[51], packets);
-                    }
+            for packets in [3, 4] {
+                // Between them, what Calico does deny: its state is there when the others are dropped.
+                want = sum(want, play(lab, &stand_in, 1));
+                stand_in.decide(7103, INGRESS, deny(&[5, 6]));
+                lab.send(7103, 1);
+                expect(&mut want, &lab.a, Direction::Egress, Outcome::Denied, &[5, 6], 1);
+                lab.send(FOREIGN, packets);
+                if seen {
+                    expect(&mut want, &lab.a, Direction::Egress, Outcome::Allowed, &[51], packets);
                 }
-                drop(foreign);
             }
-            let poll = read(&mut source);
-            assert_eq!(counts(&poll), want, "{:?}", poll.happened);
-            assert_eq!(poll.difference, Some(0));
-        })
-        .unwrap();
+            drop(foreign);
+        }
+        let poll = read(&mut source);
+        assert_eq!(counts(&poll), want, "{:?}", poll.happened);
+        assert_eq!(poll.difference, Some(0));
+    });
 }
 
 /// Felix replaces maps under the same names, by the same layout and by another, and goes; no count is lost or doubled.
 #[test]
 fn maps_are_followed_and_counts_outlive_them() {
-    let lab = Lab::new();
-    lab.node
-        .host()
-        .enter(|| {
-            let mut stand_in = lab.stand_in(NEWEST);
-            let mut source = lab.source();
-            read(&mut source);
-            let mut want = play(&lab, &stand_in, 1);
-            for version in [NEWEST, VERSIONS[3], VERSIONS[0], NEWEST] {
-                stand_in.detach_all();
-                lab.pins.clear();
-                stand_in = lab.stand_in(version);
-                read(&mut source);
-                want = sum(want, play(&lab, &stand_in, 1));
-                let poll = read(&mut source);
-                assert_eq!(counts(&poll), want, "{version:?}");
-                assert_eq!(poll.difference, Some(0), "{version:?}");
-            }
+    in_lab(|lab| {
+        let mut stand_in = lab.stand_in(NEWEST);
+        let mut source = lab.source();
+        read(&mut source);
+        let mut want = play(lab, &stand_in, 1);
+        for version in [NEWEST, VERSIONS[3], VERSIONS[0], NEWEST] {
             stand_in.detach_all();
             lab.pins.clear();
+            stand_in = lab.stand_in(version);
+            read(&mut source);
+            want = sum(want, play(lab, &stand_in, 1));
             let poll = read(&mut source);
-            assert_eq!(counts(&poll), want);
-            assert_eq!(poll.gone.len(), 2);
-            assert!(poll.how.why_absent().is_some_and(|reason| reason.contains("no map of packet states")));
-            let poll = read(&mut source);
-            assert_eq!((poll.verdicts.len(), poll.gone.len()), (0, 0));
-        })
-        .unwrap();
+            assert_eq!(counts(&poll), want, "{version:?}");
+            assert_eq!(poll.difference, Some(0), "{version:?}");
+        }
+        stand_in.detach_all();
+        lab.pins.clear();
+        let poll = read(&mut source);
+        assert_eq!(counts(&poll), want);
+        assert_eq!(poll.gone.len(), 2);
+        assert!(poll.how.why_absent().is_some_and(|reason| reason.contains("no map of packet states")));
+        let poll = read(&mut source);
+        assert_eq!((poll.verdicts.len(), poll.gone.len()), (0, 0));
+    });
 }
 
 fn sum(mut one: Counts, other: Counts) -> Counts {
@@ -398,29 +384,25 @@ fn sum(mut one: Counts, other: Counts) -> Counts {
 /// What is pinned under Calico's names and is not Calico's is refused, with a reason.
 #[test]
 fn pins_that_are_something_else_are_refused() {
-    let lab = Lab::new();
-    lab.node
-        .host()
-        .enter(|| {
-            let mut source = lab.source();
-            let mut reason = || {
-                let poll = read(&mut source);
-                assert!(poll.verdicts.is_empty());
-                poll.how.why_absent().unwrap().to_string()
-            };
-            assert!(reason().contains("no map of packet states is pinned"));
-            let path = lab.pins.path().join("cali_state6");
-            for (kind, size) in [
-                (bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY, 496),
-                (bpf_map_type::BPF_MAP_TYPE_ARRAY, 512),
-                (bpf_map_type::BPF_MAP_TYPE_HASH, 512),
-            ] {
-                make(&path, kind, 4, size, 2);
-                assert!(reason().contains("layout that is not known"), "{kind:?} {size}");
-                std::fs::remove_file(&path).unwrap();
-            }
-            make(&path, bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY, 4, 512, 2);
-            assert!(reason().contains("none of its programs is attached"));
-        })
-        .unwrap();
+    in_lab(|lab| {
+        let mut source = lab.source();
+        let mut reason = || {
+            let poll = read(&mut source);
+            assert!(poll.verdicts.is_empty());
+            poll.how.why_absent().unwrap().to_string()
+        };
+        assert!(reason().contains("no map of packet states is pinned"));
+        let path = lab.pins.path().join("cali_state6");
+        for (kind, size) in [
+            (bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY, 496),
+            (bpf_map_type::BPF_MAP_TYPE_ARRAY, 512),
+            (bpf_map_type::BPF_MAP_TYPE_HASH, 512),
+        ] {
+            make(&path, kind, 4, size, 2);
+            assert!(reason().contains("layout that is not known"), "{kind:?} {size}");
+            std::fs::remove_file(&path).unwrap();
+        }
+        make(&path, bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY, 4, 512, 2);
+        assert!(reason().contains("none of its programs is attached"));
+    });
 }
