@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let aside = thread::spawn(move || servers.iter().map(Binary::run_aside).collect::<Result<Vec<_>>>());
     let mut failed = Vec::new();
     for binary in &kernel {
-        if !binary.command().status()?.success() {
+        if !binary.run()? {
             failed.push(binary.name.clone());
         }
     }
@@ -84,9 +84,14 @@ impl Binary {
         WAITS_FOR_SERVERS.iter().any(|name| self.name == *name || package == *name)
     }
 
-    /// As `cargo test` would run it.
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.executable);
+    /// Runs it; whether it passed.
+    fn run(&self) -> Result<bool> {
+        let status = self.as_cargo_would(Command::new(&self.executable)).status();
+        Ok(status.with_context(|| format!("running {}", self.name))?.success())
+    }
+
+    /// Where and with what `cargo test` would run it.
+    fn as_cargo_would(&self, mut command: Command) -> Command {
         command.current_dir(&self.package).env("CARGO_MANIFEST_DIR", &self.package);
         command
     }
@@ -95,10 +100,9 @@ impl Binary {
     /// want an agent that is woken at once.
     fn run_aside(&self) -> Result<(String, String, bool)> {
         let begun = Instant::now();
-        let mut command = Command::new("nice");
-        command.args(["-n", "15"]).arg(&self.executable).current_dir(&self.package);
-        command.env("CARGO_MANIFEST_DIR", &self.package);
-        let output = command.output().with_context(|| format!("running {}", self.name))?;
+        let mut nice = Command::new("nice");
+        nice.args(["-n", "15"]).arg(&self.executable);
+        let output = self.as_cargo_would(nice).output().with_context(|| format!("running {}", self.name))?;
         let said =
             [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
         say(&format!("{} ended after {} s", self.name, begun.elapsed().as_secs()));
