@@ -272,4 +272,6 @@ mod user {
     unsafe impl aya::Pod for super::Fields {}
     // SAFETY: the same.
     unsafe impl aya::Pod for super::ChainKeyName {}
+    // SAFETY: the same.
+    unsafe impl aya::Pod for super::CpuOffsets {}
 }

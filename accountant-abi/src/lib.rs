@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod calico;
+pub mod freed;
 pub mod in_place;
 pub mod rewrites;
 pub mod stand_in;

@@ -73,9 +73,10 @@ impl How {
         matches!(self, Self::InPlace(_) | Self::Beside(Ok(_)))
     }
 
-    /// Whether a source that is read so is told the last counters of rules that are rewritten: nf_tables always tells them.
-    pub fn keeps_counts_over_rewrites(&self, source: Source) -> bool {
-        source == Source::Nftables || matches!(self, Self::InPlace(None) | Self::Beside(Ok(_)))
+    /// Whether a source that is read so sees the last counters of rules that are rewritten. What nf_tables tells of its own
+    /// accord lacks what is on its way at that moment.
+    pub fn keeps_counts_over_rewrites(&self) -> bool {
+        matches!(self, Self::InPlace(None) | Self::Beside(Ok(_)))
     }
 
     /// Why nothing is read, where the way of reading says so.
@@ -140,11 +141,13 @@ pub enum Note {
     Stale,
     /// A packet was dropped beside Calico's programs, by somebody else.
     ForeignDrop,
+    /// Rules were deleted, and what their counters had last was not seen.
+    Unconfirmed,
 }
 
 impl Note {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Unlocked,
         Self::MissedRewrite,
         Self::LostNotifications,
@@ -154,6 +157,7 @@ impl Note {
         Self::Misplaced,
         Self::Stale,
         Self::ForeignDrop,
+        Self::Unconfirmed,
     ];
 
     /// As labels print it.
@@ -168,6 +172,7 @@ impl Note {
             Self::Misplaced => "program_misplaced",
             Self::Stale => "verdict_of_another",
             Self::ForeignDrop => "foreign_drop",
+            Self::Unconfirmed => "unconfirmed_last_values",
         }
     }
 }

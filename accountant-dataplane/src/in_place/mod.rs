@@ -9,6 +9,7 @@
 
 pub mod btf;
 pub(crate) mod fields;
+pub(crate) mod freed;
 pub(crate) mod legacy;
 pub(crate) mod nft;
 pub mod reason;

@@ -5,6 +5,7 @@
 //! caller asks for.
 
 use super::fields::Rules;
+use super::freed::Freed;
 use super::{CannotHere, Reader};
 use accountant_abi::in_place::{
     CAPACITY, CHAIN_NAME, ChainKeyName, MAX_CHAINS, Outcome, PackedRule, WalkedRule,
@@ -144,6 +145,11 @@ impl NftReader {
         let stamp = self.reader.stamp.words();
         self.counter_ops = stamp[1].load(Relaxed);
         Ok(Ok((stamp[2].load(Relaxed) >> 32) as usize))
+    }
+
+    /// Begins to be told what counters had last.
+    pub(crate) fn attach_freed(&self) -> Result<Freed, CannotHere> {
+        Freed::attach(&self.reader)
     }
 
     /// Forgets what counters are like: they were not found.

@@ -3,17 +3,19 @@
 //! The kernel's lists are walked once for each generation, and what was found has to be what the mirror knows: the same
 //! rules in the same order, each with a counter where there should be one. Anything else is read over netlink.
 
-use super::mirror::{ChainKey, Mirror};
+use super::last_words::{LastWords, Walk};
+use super::mirror::{ChainKey, Mirror, Went};
 use super::watched::{self, Lists, PackedTable};
 use crate::in_place::CannotHere;
 use crate::in_place::nft::NftReader;
 use crate::kernel::Programs;
-use accountant_abi::in_place::{Outcome, PackedRule, WalkedRule};
+use accountant_abi::in_place::{CAPACITY, Outcome, PackedRule, WalkedRule};
 use accountant_core::rule::Chain;
 use accountant_core::snapshot::{Reading, TableId};
 use accountant_core::{Counter, IpVersion};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What is held between polls.
 #[derive(Debug)]
@@ -22,6 +24,10 @@ pub(super) struct InPlace {
     held: Option<Held>,
     /// The counters of the last reading: memory to be used again.
     counters: Vec<Counter>,
+    last_words: LastWords,
+    /// When rules were last looked for because they had changed, and how long that took.
+    looked_at: Instant,
+    look_took: Duration,
     programs: Arc<Programs>,
 }
 
@@ -49,7 +55,15 @@ struct HeldChain {
 impl InPlace {
     /// Not reading in place, for a reason; [`CannotHere::NotYet`] ends when there is something to read.
     pub(super) fn off(reason: CannotHere, programs: Arc<Programs>) -> Self {
-        Self { reader: Err(reason), held: None, counters: Vec::new(), programs }
+        Self {
+            last_words: LastWords::new(Err(reason.clone())),
+            reader: Err(reason),
+            held: None,
+            counters: Vec::new(),
+            looked_at: Instant::now(),
+            look_took: Duration::ZERO,
+            programs,
+        }
     }
 
     /// Why it is not possible.
@@ -64,11 +78,7 @@ impl InPlace {
             if !mirror.chains().any(|(key, _)| key.is_endpoint()) {
                 return None;
             }
-            self.reader = NftReader::load();
-            match &self.reader {
-                Ok(_) => tracing::debug!("counters of nftables are read in place"),
-                Err(reason) => tracing::info!(%reason, "counters of nftables are read over netlink"),
-            }
+            self.load();
         }
         if self.reader.is_err() || mirror.generation() != generation {
             return None;
@@ -83,6 +93,49 @@ impl InPlace {
             self.held = None;
         }
         self.held.as_ref().map(|held| held.readings(&self.counters))
+    }
+
+    fn load(&mut self) {
+        self.reader = NftReader::load();
+        match &self.reader {
+            Ok(_) => tracing::debug!("counters of nftables are read in place"),
+            Err(reason) => tracing::info!(%reason, "counters of nftables are read over netlink"),
+        }
+        let freed = self.reader.as_ref().map_err(Clone::clone).and_then(NftReader::attach_freed);
+        if let (Ok(_), Err(reason)) = (&self.reader, &freed) {
+            tracing::info!(%reason, "what deleted rules count last is not seen");
+        }
+        self.last_words = LastWords::new(freed);
+    }
+
+    /// Why it is not seen what deleted rules count last, where counters are read in place.
+    pub(super) fn reason_of_loss(&self) -> Option<&CannotHere> {
+        self.last_words.reason()
+    }
+
+    /// Whether rules changed since it was looked where their counters are, and looking costs no more than a twentieth of the
+    /// time, however often they do.
+    pub(super) fn should_look(&self, mirror: &Mirror) -> bool {
+        let changed = self.held.as_ref().is_some_and(|held| mirror.has_changed_since(held.generation));
+        changed && self.looked_at.elapsed() > 20 * self.look_took
+    }
+
+    /// Looks where the counters of new rules are, at the mirror's generation. Which one it is then has to be said afterwards.
+    pub(super) fn look(&mut self, mirror: &Mirror) {
+        let started = Instant::now();
+        let walked = self.walk(mirror, mirror.generation());
+        self.held = self.lose_if_refused(walked).flatten();
+        (self.looked_at, self.look_took) = (Instant::now(), started.elapsed());
+    }
+
+    /// Says which generation it is after a walk, if there was one.
+    pub(super) fn stood(&mut self, generation: u32) {
+        self.last_words.stood(generation);
+    }
+
+    /// Puts what deleted rules had last in the place of what was told of them. Returns of how many that is not known.
+    pub(super) fn confirm(&mut self, went: &mut [Went]) -> usize {
+        self.last_words.confirm(went)
     }
 
     /// Lets the programs watch the chains of this generation.
@@ -115,8 +168,8 @@ impl InPlace {
 
     fn walk(&mut self, mirror: &Mirror, generation: u32) -> Result<Option<Held>, CannotHere> {
         let Ok(reader) = &mut self.reader else { return Ok(None) };
-        let keys: Vec<&ChainKey> =
-            mirror.chains().map(|(key, _)| key).filter(|key| key.is_endpoint()).collect();
+        let keys = keys(mirror);
+        let mut walk = Walk::at(generation);
         // Chains of both IP versions mostly have the same names.
         let mut names: BTreeSet<String> = keys.iter().map(|key| key.kernel_chain()).collect();
         let lists = self.programs.wants().then(|| watched::lists(mirror));
@@ -139,12 +192,15 @@ impl InPlace {
                 }
             }
         }
+        let of_chain = |key: &ChainKey| {
+            let number = names.binary_search(&key.kernel_chain()).ok().and_then(|n| u32::try_from(n).ok())?;
+            found.get(&(key.table.ip_version, key.kernel_table(), number)).map(Vec::as_slice)
+        };
+        keys.iter().for_each(|key| walk.came_by(key.table, of_chain(key).unwrap_or_default()));
+        self.last_words.walked(walk);
         let mut held = Held { generation, tables: Vec::new(), pointers: Vec::new() };
-        for key in keys {
-            let number = names.binary_search(&key.kernel_chain()).ok().and_then(|n| u32::try_from(n).ok());
-            let place = number.map(|number| (key.table.ip_version, key.kernel_table(), number));
-            let walked = place.and_then(|place| found.remove(&place)).unwrap_or_default();
-            if !held.take(key, mirror, &walked) {
+        for key in keys.into_iter().filter(|key| key.is_endpoint()) {
+            if !held.take(key, mirror, of_chain(key).unwrap_or_default()) {
                 tracing::debug!(chain = %key.chain, "the walk through nf_tables found other rules");
                 reader.forget_counters();
                 return Ok(None);
@@ -163,6 +219,7 @@ impl InPlace {
                 tracing::warn!(%reason, "counters of nftables are read over netlink from now on");
                 self.reader = Err(reason.clone());
                 self.held = None;
+                self.last_words = LastWords::new(Err(reason.clone()));
             })
             .ok()
     }
@@ -172,6 +229,17 @@ impl InPlace {
         let held = self.held.as_ref().filter(|held| held.generation == generation)?;
         Some(held.tables.iter().map(|(id, _)| *id).collect())
     }
+}
+
+/// The chains that a walk is to look into: those of endpoints, whose counters are read, and the others for what their rules
+/// have last, if there is room for all.
+fn keys(mirror: &Mirror) -> Vec<&ChainKey> {
+    let mut rules: HashMap<(IpVersion, &str), usize> = HashMap::new();
+    for (key, chain) in mirror.chains() {
+        *rules.entry((key.table.ip_version, key.kernel_table())).or_default() += chain.handles.len();
+    }
+    let room_for_all = rules.values().all(|&rules| rules <= CAPACITY as usize);
+    mirror.chains().map(|(key, _)| key).filter(|key| room_for_all || key.is_endpoint()).collect()
 }
 
 impl Held {

@@ -11,7 +11,7 @@ use super::rule::{self, RuleMessage};
 use super::wire::Message;
 use super::writers::Writers;
 use accountant_core::calico::ChainKind;
-use accountant_core::rule::{Chain, Rule};
+use accountant_core::rule::{Chain, Rule, RuleId};
 use accountant_core::snapshot::{Retired, Source, TableId};
 use accountant_core::{ChainName, Counter, IpVersion, Table};
 use netlink_bindings::nftables::{ChainAttrs, GenAttrs, RuleAttrs, TableAttrs};
@@ -98,6 +98,12 @@ impl MirrorChain {
         Self { handles, chain: Arc::new(Chain::new(name.clone(), rules)) }
     }
 
+    /// Whether a rule is there: who replaces one gives the new one its handle.
+    fn has(&self, handle: u64, rule: RuleId) -> bool {
+        let place = self.handles.iter().position(|&known| known == handle);
+        place.is_some_and(|place| self.chain.ids()[place] == rule)
+    }
+
     fn rules(&self) -> Vec<(u64, Rule, bool)> {
         self.handles
             .iter()
@@ -105,6 +111,17 @@ impl MirrorChain {
             .map(|(&handle, rule)| (handle, rule.clone(), false))
             .collect()
     }
+}
+
+/// Rules of a chain that went.
+#[derive(Debug)]
+pub(crate) struct Went {
+    pub(crate) table: TableId,
+    pub(crate) retired: Retired,
+    /// The generation of the commit that deleted them, or at which they were found gone.
+    pub(crate) generation: u32,
+    /// The handles of all rules of the chain, as it stood before.
+    pub(crate) handles: Vec<u64>,
 }
 
 /// What a commit did to a chain so far.
@@ -134,7 +151,9 @@ pub(crate) struct Mirror {
     open: BTreeMap<ChainKey, Change>,
     generation: u32,
     touched: BTreeSet<ChainKey>,
-    retired: Vec<(TableId, Retired)>,
+    /// The latest generation that changed chains that matter.
+    changed: u32,
+    went: Vec<Went>,
     gone: BTreeSet<ChainKey>,
     stale: bool,
     pub(crate) writers: Writers,
@@ -145,11 +164,14 @@ impl Mirror {
     /// that say the same and have another handle are others, with counters of their own.
     pub(crate) fn reset(&mut self, generation: u32, chains: BTreeMap<ChainKey, MirrorChain>) {
         for (key, old) in &self.chains {
-            let is_there = |handle| chains.get(key).is_some_and(|new| new.handles.contains(handle));
-            let lost: Vec<_> =
-                (0..old.handles.len()).filter(|&index| !is_there(&old.handles[index])).collect();
+            let new = chains.get(key);
+            let is_there =
+                |index: &usize| new.is_some_and(|new| new.has(old.handles[*index], old.chain.ids()[*index]));
+            let lost: Vec<_> = (0..old.handles.len()).filter(|index| !is_there(index)).collect();
             if !lost.is_empty() {
-                self.retired.push((key.table, Retired { chain: old.chain.clone(), finals: vec![], lost }));
+                let retired = Retired { chain: old.chain.clone(), finals: vec![], lost };
+                let handles = old.handles.clone();
+                self.went.push(Went { table: key.table, retired, generation, handles });
             }
         }
         let gone: Vec<_> = self.chains.keys().filter(|key| !chains.contains_key(*key)).cloned().collect();
@@ -157,7 +179,7 @@ impl Mirror {
         self.touched.extend(chains.keys().cloned());
         self.chains = chains;
         self.open.clear();
-        self.generation = generation;
+        (self.generation, self.changed) = (generation, generation);
         self.stale = false;
     }
 
@@ -172,6 +194,11 @@ impl Mirror {
     /// The generation up to which notifications were heard.
     pub(crate) fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// Whether chains that matter are not what they were at an earlier generation.
+    pub(crate) fn has_changed_since(&self, generation: u32) -> bool {
+        is_after(self.changed, generation)
     }
 
     /// Whether notifications were lost or did not fit.
@@ -190,8 +217,8 @@ impl Mirror {
     }
 
     /// Rules that went since the last call, oldest first.
-    pub(crate) fn take_retired(&mut self) -> Vec<(TableId, Retired)> {
-        std::mem::take(&mut self.retired)
+    pub(crate) fn take_went(&mut self) -> Vec<Went> {
+        std::mem::take(&mut self.went)
     }
 
     /// Chains that went since the last call and are not back.
@@ -285,12 +312,17 @@ impl Mirror {
             return;
         }
         self.generation = generation;
+        if !changes.is_empty() {
+            self.changed = generation;
+        }
         for (key, mut change) in changes {
             self.touched.insert(key.clone());
             self.stale |= !change.place_fresh();
             let old = change.before.as_ref().map(|before| before.chain.clone());
-            if let (Some(chain), false) = (old.clone(), change.finals.is_empty()) {
-                self.retired.push((key.table, Retired { chain, finals: change.finals, lost: vec![] }));
+            if let (Some(before), false) = (change.before, change.finals.is_empty()) {
+                let retired = Retired { chain: before.chain, finals: change.finals, lost: vec![] };
+                let handles = before.handles;
+                self.went.push(Went { table: key.table, retired, generation, handles });
             }
             if change.gone {
                 self.chains.remove(&key);

@@ -12,8 +12,10 @@ pub mod counter;
 pub mod rule;
 
 mod in_place;
+mod last_words;
 mod mirror;
 mod requests;
+mod resync;
 pub(crate) mod socket;
 mod watched;
 pub(crate) mod wire;
@@ -22,14 +24,13 @@ mod writers;
 use crate::in_place::CannotHere;
 use crate::kernel::Programs;
 use crate::source::{How, Note, Poll, RuleSource, SourceError, TablePoll, Wanted, in_flight, now};
-use accountant_core::IpVersion;
 use accountant_core::snapshot::{Reading, Snapshot, Source, TableId};
 use counter::handle_and_counter;
 use in_place::{InPlace, Readings as InPlaceReadings};
-use mirror::{ChainKey, Mirror, MirrorChain, is_after};
-use netlink_bindings::nftables::{ChainAttrs, GenAttrs, Nfgenmsg, Request};
+use mirror::{ChainKey, Mirror, Went, is_after};
+use netlink_bindings::nftables::{GenAttrs, Nfgenmsg, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use requests::{header, rules_of};
+use requests::rules_of;
 use socket::{Dump, Heard, Notifications, Query};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
@@ -117,7 +118,7 @@ impl Nftables {
     fn how(&self) -> How {
         match self.in_place.reason() {
             Some(reason) => How::Whole(reason.clone()),
-            None => How::InPlace(None),
+            None => How::InPlace(self.in_place.reason_of_loss().cloned()),
         }
     }
 
@@ -172,85 +173,6 @@ impl Nftables {
         Ok(())
     }
 
-    /// Reads all chains that matter anew, all of one generation: a commit that is heard later must find the chains as they
-    /// were before it.
-    fn resync(&mut self) -> Result<(), SourceError> {
-        for _ in 0..TRIES {
-            self.drain()?;
-            let generation = self.generation()?;
-            let mut chains = BTreeMap::new();
-            for key in self.list_chains()? {
-                if let Some(chain) = self.dump_whole(&key)? {
-                    chains.insert(key, chain);
-                }
-            }
-            if self.generation()? == generation {
-                self.mirror.reset(generation, chains);
-                self.gap |= self.synced;
-                self.synced = true;
-                return Ok(());
-            }
-            self.notes.push(Note::Interrupted);
-        }
-        Err(SourceError::Unstable { object: "nf_tables".into(), tries: TRIES })
-    }
-
-    fn list_chains(&mut self) -> Result<Vec<ChainKey>, SourceError> {
-        for _ in 0..TRIES {
-            let mut keys = Vec::new();
-            let mut whole = true;
-            for ip_version in IpVersion::BOTH {
-                let family = match ip_version {
-                    IpVersion::V4 => 2,
-                    IpVersion::V6 => 10,
-                };
-                let request = Request::new().op_getchain_dump(&header(family));
-                let dump = self.query.ask(&request, |_, payload| {
-                    let attributes = ChainAttrs::new(payload.get(4..).unwrap_or_default());
-                    let text =
-                        |value: Result<&std::ffi::CStr, _>| value.ok()?.to_str().ok().map(str::to_string);
-                    if let (Some(table), Some(name)) =
-                        (text(attributes.get_table()), text(attributes.get_name()))
-                    {
-                        keys.extend(ChainKey::new(family, &table, &name));
-                    }
-                    Ok(())
-                })?;
-                whole &= dump != Dump::Interrupted;
-            }
-            if whole {
-                return Ok(keys);
-            }
-            self.notes.push(Note::Interrupted);
-        }
-        Err(SourceError::Unstable { object: "the list of nf_tables chains".into(), tries: TRIES })
-    }
-
-    /// A chain with its rules, decoded.
-    fn dump_whole(&mut self, key: &ChainKey) -> Result<Option<MirrorChain>, SourceError> {
-        for _ in 0..TRIES {
-            let mut rules = Vec::new();
-            let mut unreadable = 0;
-            let dump = self.query.ask(&rules_of(key), |_, payload| {
-                match rule::decode(payload.get(4..).unwrap_or_default(), key.table.native) {
-                    Some(message) => rules.push((message.handle, message.rule)),
-                    None => unreadable += 1,
-                }
-                Ok(())
-            })?;
-            match dump {
-                Dump::Whole if unreadable > 0 => {
-                    let reason = format!("{unreadable} of its rules cannot be decoded");
-                    return Err(SourceError::decode(describe(key), reason));
-                }
-                Dump::Whole => return Ok(Some(MirrorChain::new(&key.chain, rules))),
-                Dump::Absent => return Ok(None),
-                Dump::Interrupted => self.notes.push(Note::Interrupted),
-            }
-        }
-        Err(SourceError::Unstable { object: describe(key), tries: TRIES })
-    }
-
     /// A chain's counters. Its rules are decoded only if they are not those of the mirror.
     fn dump(&mut self, key: &ChainKey) -> Result<Dumped, SourceError> {
         let rules = self.mirror.get(key).map_or(0, |known| known.handles.len());
@@ -286,6 +208,17 @@ impl Nftables {
         Ok(self.in_place.read(&self.mirror, generation).map(|readings| (generation, readings)))
     }
 
+    /// Looks where new rules have their counters.
+    fn look(&mut self) -> Result<(), SourceError> {
+        let generation = self.mirror.generation();
+        if self.generation()? == generation {
+            self.in_place.look(&self.mirror);
+            let generation = self.generation()?;
+            self.in_place.stood(generation);
+        }
+        Ok(())
+    }
+
     /// Reads the chains that are needed until all readings are of the generation that notifications were heard up to.
     fn read_stable(&mut self, wanted: &Wanted) -> Result<Readings, SourceError> {
         let mut changed = self.mirror.take_touched();
@@ -317,6 +250,7 @@ impl Nftables {
             }
             // Counters that were read in place at another generation may be those of rules that are gone.
             let stood = in_place.as_ref().is_none_or(|(at, _)| *at == generation);
+            self.in_place.stood(generation);
             if touched.is_empty() && whole && stood {
                 let in_place = in_place.map(|(_, readings)| readings).unwrap_or_default();
                 return Ok(Readings { in_place, dumped });
@@ -365,7 +299,11 @@ impl RuleSource for Nftables {
         let readings = self.read_stable(wanted)?;
 
         let mut snapshots: BTreeMap<TableId, Snapshot> = BTreeMap::new();
-        for (table, retired) in self.mirror.take_retired() {
+        let mut went = self.mirror.take_went();
+        if self.in_place.confirm(&mut went) > 0 {
+            self.notes.push(Note::Unconfirmed);
+        }
+        for Went { table, retired, .. } in went {
             snapshots.entry(table).or_default().retired.push(retired);
         }
         for (table, chains) in readings.in_place {
@@ -398,10 +336,14 @@ impl RuleSource for Nftables {
         Some(self.notifications.fd())
     }
 
-    /// Only hears, so that the kernel need not hold news back; what they tell is handed over with the next reading. Nobody
-    /// should wait for that when Calico's chains came or went.
+    /// Only hears, so that the kernel need not hold news back, and looks where new rules have their counters, before they
+    /// go again. What was heard is handed over with the next reading; nobody should wait for that when Calico's chains came
+    /// or went.
     fn on_events(&mut self) -> Result<Option<Poll>, SourceError> {
         self.drain()?;
+        if !self.mirror.is_stale() && self.in_place.should_look(&self.mirror) {
+            self.look()?;
+        }
         let moved = self.synced && self.with_endpoints() != self.tables;
         Ok(moved.then(|| Poll { moved, how: self.how(), ..Poll::default() }))
     }
@@ -421,8 +363,9 @@ pub fn hear_any(stream: &[u8]) {
     for (key, chain) in mirror.chains() {
         assert_eq!(chain.handles.len(), chain.chain.rules().len(), "{}", describe(key));
     }
-    for (_, retired) in mirror.take_retired() {
-        assert!(retired.finals.iter().all(|(index, _)| *index < retired.chain.rules().len()));
+    for Went { retired, handles, .. } in mirror.take_went() {
+        assert_eq!(handles.len(), retired.chain.rules().len());
+        assert!(retired.finals.iter().all(|(index, _)| *index < handles.len()));
     }
     for key in mirror.take_gone() {
         assert!(mirror.get(&key).is_none());

@@ -232,7 +232,7 @@ fn source_families(text: &mut Text<'_>, sources: &[SourceStatus]) {
     each(&metrics::SOURCE_CPU, &|source| Some(source.cpu.as_secs_f64()));
     let flag = |flag: bool| Some(f64::from(u8::from(flag)));
     each(&metrics::SOURCE_IN_PLACE, &|source| flag(source.how.is_in_place()));
-    each(&metrics::SOURCE_EXACT, &|source| flag(source.how.keeps_counts_over_rewrites(source.source)));
+    each(&metrics::SOURCE_EXACT, &|source| flag(source.how.keeps_counts_over_rewrites()));
     each(&metrics::SOURCE_READS, &|source| Some(source.reads as f64));
     each(&metrics::SOURCE_DIFFERENCE, &|source| source.difference.map(|packets| packets as f64));
     each(&metrics::SOURCE_RESETS, &|source| Some(source.resets as f64));

@@ -16,8 +16,8 @@ fn versions(stream: &[u8]) -> Vec<(Vec<String>, Vec<usize>)> {
         let message = message.unwrap();
         mirror.hear(&message);
         if message.kind == NEWGEN {
-            let retired = mirror.take_retired();
-            let finals = retired.iter().flat_map(|(_, r)| r.finals.iter().map(|(index, _)| *index)).collect();
+            let went = mirror.take_went();
+            let finals = went.iter().flat_map(|w| w.retired.finals.iter().map(|(index, _)| *index)).collect();
             let actions =
                 |c: &MirrorChain| c.chain.rules().iter().map(|r| format!("{:?}", r.action)).collect();
             versions
@@ -58,16 +58,21 @@ fn rules_that_went_unheard_are_told_by_their_handles() {
         content,
         counted: true,
     };
-    let chain = |handles: [u64; 2]| {
-        let rules = handles.into_iter().zip([rule(1), rule(2)]).collect();
+    let chain = |handles: [u64; 2], says: [u64; 2]| {
+        let rules = handles.into_iter().zip(says.map(rule)).collect();
         BTreeMap::from([(key.clone(), MirrorChain::new(&key.chain, rules))])
     };
     let mut mirror = Mirror::default();
-    mirror.reset(1, chain([4, 5]));
-    assert!(mirror.take_retired().is_empty());
-    mirror.reset(7, chain([4, 9]));
-    let lost: Vec<_> = mirror.take_retired().into_iter().map(|(_, retired)| retired.lost).collect();
-    assert_eq!(lost, [[1]]);
+    mirror.reset(1, chain([4, 5], [1, 2]));
+    assert!(mirror.take_went().is_empty());
+    let lost = |mirror: &mut Mirror| -> Vec<_> {
+        mirror.take_went().into_iter().map(|went| (went.generation, went.retired.lost)).collect()
+    };
+    mirror.reset(7, chain([4, 9], [1, 2]));
+    assert_eq!(lost(&mut mirror), [(7, vec![1])]);
+    // One that replaces another takes its handle.
+    mirror.reset(8, chain([4, 9], [3, 2]));
+    assert_eq!(lost(&mut mirror), [(8, vec![0])]);
 }
 
 #[test]
