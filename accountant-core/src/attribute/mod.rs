@@ -20,6 +20,7 @@ mod settle;
 mod solve;
 mod store;
 mod structure;
+mod witness;
 
 use crate::ChainName;
 use crate::calico::endpoint::Marks;
@@ -36,6 +37,7 @@ use naming::Namer;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use store::Store;
 use structure::{Arriving, Feed, Program, Role, Shared};
+use witness::Witness;
 
 /// What a snapshot led to.
 #[derive(Debug, Default)]
@@ -56,6 +58,8 @@ pub struct Attributor {
     id: TableId,
     reconciler: Reconciler,
     store: Store,
+    /// What the programs in the kernel told.
+    witness: Witness,
     endpoints: HashMap<ChainName, Program>,
     shared: HashMap<ChainName, Shared>,
     marks: Marks,
@@ -98,6 +102,7 @@ impl Attributor {
             id,
             reconciler: Reconciler::default(),
             store: Store::default(),
+            witness: Witness::default(),
             endpoints: HashMap::new(),
             shared: HashMap::new(),
             marks: Marks::default(),
@@ -173,7 +178,10 @@ impl Attributor {
         }
         self.handed_over.clear();
         self.name_unknowns(index);
+        self.witness.hear(snapshot.verdicts.as_ref());
+        self.witness.follow(&self.store, self.accounts_version);
         settle::settle(self, &mut attribution);
+        self.witness.rest(&self.store, snapshot.at);
         attribution.unsettled |= self.reconciler.waits();
         attribution.wanted.retain(|chain| self.shared.contains_key(chain));
         attribution.wanted.sort();
@@ -197,6 +205,7 @@ impl Attributor {
             if let (Some(old), Some(new)) = (old, key)
                 && old != new
             {
+                self.witness.rename(&old, &new);
                 renamed.insert((old, new));
                 self.accounts_version += 1;
             }
