@@ -5,13 +5,14 @@
 
 /// How many counters one run reads at most; more are read in several runs.
 pub const CAPACITY: u32 = 32_768;
+/// How many rules one walk can come by at most.
+pub const MAX_RULES: u32 = 1 << 18;
 /// How many processors' counters can be summed.
 pub const MAX_CPUS: u32 = 512;
-/// Length of a chain's name with its terminating zero, as far as it is looked at (`NFT_NAME_MAXLEN` is longer; Felix'
-/// names are shorter).
-pub const CHAIN_NAME: usize = 64;
+/// Length of a chain's name with its terminating zero at most (`NFT_NAME_MAXLEN`, linux/netfilter/nf_tables.h).
+pub const CHAIN_NAME: usize = 256;
 /// How many chains can be asked for in one walk.
-pub const MAX_CHAINS: u32 = 8_192;
+pub const MAX_CHAINS: u32 = 1 << 16;
 
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident,)*) => {

@@ -11,7 +11,7 @@ use crate::id::{Endpoint, ProfileName, TierName};
 use crate::snapshot::Source;
 use crate::watch::Went;
 use crate::{ChainName, Counter, Direction, IpVersion};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -209,12 +209,23 @@ impl Ledger {
         }
     }
 
-    /// Shows the accounts that nothing can post to for a while, so that their last balance is seen, and then no more.
-    pub fn retire(&mut self, now: Duration, grace: Duration) {
+    /// Shows the accounts that nothing can post to for a while, so that their last balance is seen, and then no more. Those
+    /// that are shown as one sum go together.
+    pub fn retire<'a>(&mut self, now: Duration, grace: Duration, sums: impl IntoIterator<Item = &'a [Slot]>) {
         let is_over =
-            |account: &&Account| account.unused_since.is_some_and(|since| now.saturating_sub(since) >= grace);
-        let over = self.accounts.iter().filter(is_over).filter_map(|account| account.key.clone());
-        for key in over.collect::<Vec<_>>() {
+            |account: &Account| account.unused_since.is_some_and(|since| now.saturating_sub(since) >= grace);
+        let mut over: BTreeSet<Slot> =
+            (0..self.accounts.len()).filter(|&slot| is_over(&self.accounts[slot])).collect();
+        if over.is_empty() {
+            return;
+        }
+        for sum in sums {
+            if !sum.iter().all(|slot| over.contains(slot)) {
+                sum.iter().for_each(|slot| _ = over.remove(slot));
+            }
+        }
+        let keys: Vec<_> = over.into_iter().filter_map(|slot| self.accounts[slot].key.clone()).collect();
+        for key in keys {
             let balance = self.close(&key);
             self.retired.insert(key, (balance, now));
         }
@@ -286,12 +297,25 @@ mod tests {
         let none = HashSet::new();
         let (grace, at) = (Duration::from_secs(60), Duration::from_secs);
         ledger.keep(&none, at(10));
-        ledger.retire(at(10), grace);
+        ledger.retire(at(10), grace, []);
         assert_eq!(ledger.balance(&key("a")), Some(Counter::new(5, 0)));
-        ledger.retire(at(70), grace);
+        ledger.retire(at(70), grace, []);
         assert_eq!(ledger.balance(&key("a")), None);
         post(&mut ledger, key("a"), 2);
         assert_eq!(ledger.balance(&key("a")), Some(Counter::new(7, 0)));
+    }
+
+    #[test]
+    fn accounts_that_are_shown_as_one_go_together() {
+        let mut ledger = Ledger::default();
+        let [a, b] = ["a", "b"].map(|interface| ledger.open(key(interface)));
+        let at = Duration::from_secs;
+        ledger.keep(&HashSet::from([key("b")]), at(10));
+        ledger.retire(at(10), Duration::ZERO, [&[a, b][..]]);
+        assert!(ledger.balance(&key("a")).is_some());
+        ledger.keep(&HashSet::new(), at(10));
+        ledger.retire(at(10), Duration::ZERO, [&[a, b][..]]);
+        assert_eq!([key("a"), key("b")].map(|key| ledger.balance(&key)), [None, None]);
     }
 
     #[test]
@@ -316,11 +340,11 @@ mod tests {
         post(&mut ledger, group.clone(), 3);
         let mut in_use: HashSet<_> = members.map(policy).into();
         ledger.keep(&in_use, Duration::ZERO);
-        ledger.retire(Duration::ZERO, Duration::ZERO);
+        ledger.retire(Duration::ZERO, Duration::ZERO, []);
         assert!(ledger.balance(&group).is_some());
         in_use.remove(&policy(PolicyRef::Chain("x".into())));
         ledger.keep(&in_use, Duration::ZERO);
-        ledger.retire(Duration::ZERO, Duration::ZERO);
+        ledger.retire(Duration::ZERO, Duration::ZERO, []);
         assert!(ledger.balance(&group).is_none());
     }
 
@@ -331,7 +355,7 @@ mod tests {
             post(&mut ledger, key(&i.to_string()), 1);
         }
         ledger.keep(&HashSet::new(), Duration::ZERO);
-        ledger.retire(Duration::ZERO, Duration::ZERO);
+        ledger.retire(Duration::ZERO, Duration::ZERO, []);
         assert_eq!(ledger.retired.len(), REMEMBERED);
         assert_eq!(ledger.accounts().count(), 0);
     }

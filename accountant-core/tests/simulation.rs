@@ -17,6 +17,8 @@ mod felix;
 mod kernel;
 #[path = "simulation/laws.rs"]
 mod laws;
+#[path = "simulation/programs.rs"]
+mod programs;
 #[path = "simulation/scenario.rs"]
 mod scenario;
 #[path = "simulation/script.rs"]
@@ -119,7 +121,32 @@ fn a_late_agent_doubts_a_history_of_rewrites() {
 }
 
 /// All that can happen.
-const WILD: Mix = Mix { edits: 5, wipes: 2, dips: 1, losses: 2, restarts: 1, late: true };
+const WILD: Mix =
+    Mix { edits: 5, wipes: 2, dips: 1, losses: 2, restarts: 1, late: true, programs: 0, witnessed: false };
+
+#[test]
+fn what_programs_tell_is_charged_to_the_packet() {
+    let mix = Mix { late: true, witnessed: true, ..Mix::default() };
+    check(&ALL, Aim::Anything, mix, &[]);
+}
+
+#[test]
+fn what_programs_tell_of_rewritten_rules_is_charged() {
+    let mix = Mix { edits: 6, late: true, witnessed: true, ..Mix::default() };
+    check(&ALL, Aim::Anything, mix, &[]);
+}
+
+#[test]
+fn programs_that_come_and_go_lose_and_double_nothing() {
+    let mix = Mix { edits: 3, late: true, programs: 3, witnessed: true, ..Mix::default() };
+    check(&ALL, Aim::Anything, mix, &[]);
+}
+
+#[test]
+fn programs_among_all_that_can_happen_invent_nothing() {
+    // As without them: where counters are lost unseen, what one endpoint did and lost can be charged to another.
+    check(&ALL, Aim::Anything, Mix { programs: 3, witnessed: true, ..WILD }, &[Accounts]);
+}
 
 #[test]
 fn accepted_packets_alone_make_no_denies_in_legacy() {

@@ -190,7 +190,9 @@ fn words(decision: &Decision) -> String {
     match decision {
         Decision::Verdict(_) => "rule".into(),
         Decision::Failsafe => "failsafe".into(),
-        Decision::Policy { tier, via, chain, action } => format!("{tier} {via} {chain} {}", action.as_str()),
+        Decision::Policy { tier, via, chain, action, .. } => {
+            format!("{tier} {via} {chain} {}", action.as_str())
+        }
         Decision::NoPolicy { tier } => format!("no policy of {tier}"),
         Decision::Profile { chain, action } => format!("{chain} {}", action.as_str()),
         Decision::NoProfile => "no profile".into(),

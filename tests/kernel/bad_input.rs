@@ -68,6 +68,8 @@ fn foreign_chains_and_tables() {
             format!("table {table} {{ chain cali-tw-eth9 {{ {rule}; }}; chain filter-cali-tw-eth9 {{ {rule}; }}; }}\n")
         });
         host.feed("nft", &["-f", "-"], &tables.concat()).unwrap();
+        // What is sent before the agent has seen the rewrite is not what this is about.
+        agent.settled().unwrap();
         let mut truth = Truth::default();
         exact(&lab, &agent, &mut truth);
         let strange = |line: &&Line| line.workload.contains("eth9");

@@ -3,7 +3,7 @@
 //! Several backends can hold Calico's chains of a table at once. Their rules count the same packets, so only one of them
 //! posts ([`Books::posting`]) and the others are followed ([`Overlap`]).
 
-use accountant_core::attribute::{Attribution, Attributor};
+use accountant_core::attribute::{Attribution, Attributor, Compared};
 use accountant_core::calico::bpf::{Accountant, Reading};
 use accountant_core::id::Endpoint;
 use accountant_core::index::Index;
@@ -60,6 +60,8 @@ pub(super) struct Books {
     grace: Duration,
     /// Packets by source and by how exactly they were charged.
     exactness: BTreeMap<(Source, &'static str), u64>,
+    /// Packets that rules and programs in the kernel both should have counted, by which did.
+    compared: BTreeMap<(Source, &'static str), u64>,
 }
 
 /// Of the posting tables, of what the programs saw, and of the ledger.
@@ -102,6 +104,7 @@ impl Books {
             let attribution = book.apply(snapshot, &self.index);
             told.unsettled |= attribution.unsettled;
             told.resets += attribution.resets;
+            self.compare(table.id.source, attribution.compared);
             self.wanted.extend(attribution.wanted.into_iter().map(|chain| (table.id, chain)));
         }
         for (id, reading) in &poll.verdicts {
@@ -117,6 +120,14 @@ impl Books {
             }
         }
         told
+    }
+
+    fn compare(&mut self, source: Source, Compared { agreed, rules_only, programs_only }: Compared) {
+        let all = [("agreed", agreed), ("rules_only", rules_only), ("programs_only", programs_only)];
+        for (result, packets) in all {
+            let total = self.compared.entry((source, result)).or_default();
+            *total = total.saturating_add(packets);
+        }
     }
 
     /// Takes the flows that were dropped since the last reading.
@@ -248,8 +259,12 @@ impl Books {
 
     /// Packets of a source by how exactly they were charged.
     pub(super) fn exactness(&self, source: Source) -> BTreeMap<&'static str, u64> {
-        let of_source = self.exactness.iter().filter(|((s, _), _)| *s == source);
-        of_source.map(|((_, result), packets)| (*result, *packets)).collect()
+        of_source(&self.exactness, source)
+    }
+
+    /// Packets of a source that rules and programs in the kernel both should have charged, by which did.
+    pub(super) fn compared(&self, source: Source) -> BTreeMap<&'static str, u64> {
+        of_source(&self.compared, source)
     }
 
     /// The backend with the most chains of endpoints; among equals the one that counted more.
@@ -301,7 +316,7 @@ impl Books {
             self.ledger.keep(&in_use, now);
             self.kept_at = Some((versions, self.seen.version(), self.ledger.version()));
         }
-        self.ledger.retire(now, self.grace);
+        self.ledger.retire(now, self.grace, self.viewer.sums());
     }
 
     /// Flows that were dropped lately.
@@ -402,6 +417,11 @@ impl Book {
             Charger::Verdicts(accountant) => self.held.extend(accountant.close()),
         }
     }
+}
+
+fn of_source(packets: &BTreeMap<(Source, &'static str), u64>, source: Source) -> BTreeMap<&'static str, u64> {
+    let of_source = packets.iter().filter(|((s, _), _)| *s == source);
+    of_source.map(|((_, result), packets)| (*result, *packets)).collect()
 }
 
 fn exactness(key: &Key) -> &'static str {

@@ -292,6 +292,7 @@ impl Engine {
             let second = !tables.is_empty() && tables.iter().all(|(_, _, posts)| !posts);
             status.found(endpoints, second);
             status.attribution = self.books.exactness(source);
+            status.compared = self.books.compared(source);
         }
         self.kernel.reason = self.programs.reason();
         self.kernel.packets = self.books.seen.packets();

@@ -58,6 +58,8 @@ pub struct SourceStatus {
     pub resets: u64,
     /// Packets by how exactly they were charged.
     pub attribution: BTreeMap<&'static str, u64>,
+    /// Packets that rules and programs in the kernel both should have charged, by which did.
+    pub compared: BTreeMap<&'static str, u64>,
     /// Failures by kind.
     pub errors: BTreeMap<&'static str, u64>,
     /// Things that happened, by kind.
@@ -84,6 +86,7 @@ impl SourceStatus {
             reads: 0,
             resets: 0,
             attribution: BTreeMap::new(),
+            compared: BTreeMap::new(),
             errors: BTreeMap::new(),
             notes: BTreeMap::new(),
             difference: None,

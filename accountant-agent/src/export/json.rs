@@ -61,8 +61,8 @@ fn entry(view: &View, account: &ShownAccount) -> Value {
         };
         fields.insert((*name).into(), value);
     }
-    if !account.interface.is_empty() {
-        fields.insert("interface".into(), (&*account.interface).into());
+    if !account.interfaces.is_empty() {
+        fields.insert("interface".into(), account.interfaces.join(",").into());
     }
     let balance = view.balance(account);
     fields.insert("packets".into(), balance.packets.into());

@@ -342,6 +342,11 @@ impl Equation {
         self.waited = 0;
     }
 
+    /// Whether nothing moved since all of it was accounted for.
+    pub(crate) fn is_accounted(&self) -> bool {
+        self.readings.is_none()
+    }
+
     /// Starts its readings anew where it rests and all of it is accounted for: they are told from nothing then.
     pub(crate) fn forget_accounted(&mut self) {
         let is_certain = self.doubt.is_none() && self.missing.is_none() && !self.unusable;

@@ -45,6 +45,12 @@ impl<T: Identified> Indexed<T> {
         }
     }
 
+    /// The number of the thing with this identity, if it is there.
+    pub(crate) fn find(&self, chain: &ChainName, what: &T::What) -> Option<u32> {
+        let is_it = |number: &u32| self.things[*number as usize].identity() == (chain, what);
+        self.numbers.find(hash((chain, what)), is_it).copied()
+    }
+
     pub(crate) fn remove(&mut self, number: u32) -> T {
         let thing = self.things.remove(number as usize);
         if let Ok(entry) = self.numbers.find_entry(hash(thing.identity()), |&known| known == number) {

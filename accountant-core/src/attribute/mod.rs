@@ -20,6 +20,7 @@ mod settle;
 mod solve;
 mod store;
 mod structure;
+mod witness;
 
 use crate::ChainName;
 use crate::calico::endpoint::Marks;
@@ -36,6 +37,7 @@ use naming::Namer;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use store::Store;
 use structure::{Arriving, Feed, Program, Role, Shared};
+use witness::Witness;
 
 /// What a snapshot led to.
 #[derive(Debug, Default)]
@@ -48,6 +50,19 @@ pub struct Attribution {
     pub wanted: Vec<ChainName>,
     /// Counters that were reset.
     pub resets: u64,
+    /// How rules and programs in the kernel compare where traffic has come to rest since the last snapshot.
+    pub compared: Compared,
+}
+
+/// Packets by who counted them: both the rules and the programs in the kernel should have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Counted by the rules and told by the programs.
+    pub agreed: u64,
+    /// Not told: the programs saw the packet's verdict alone, or did not see it.
+    pub rules_only: u64,
+    /// Told, and not counted by the rules.
+    pub programs_only: u64,
 }
 
 /// Accounts for one table.
@@ -56,6 +71,8 @@ pub struct Attributor {
     id: TableId,
     reconciler: Reconciler,
     store: Store,
+    /// What the programs in the kernel told.
+    witness: Witness,
     endpoints: HashMap<ChainName, Program>,
     shared: HashMap<ChainName, Shared>,
     marks: Marks,
@@ -98,6 +115,7 @@ impl Attributor {
             id,
             reconciler: Reconciler::default(),
             store: Store::default(),
+            witness: Witness::default(),
             endpoints: HashMap::new(),
             shared: HashMap::new(),
             marks: Marks::default(),
@@ -173,7 +191,10 @@ impl Attributor {
         }
         self.handed_over.clear();
         self.name_unknowns(index);
+        self.witness.hear(snapshot.verdicts.as_ref());
+        self.witness.follow(&self.store, self.accounts_version);
         settle::settle(self, &mut attribution);
+        attribution.compared = self.witness.rest(&self.store, snapshot.at);
         attribution.unsettled |= self.reconciler.waits();
         attribution.wanted.retain(|chain| self.shared.contains_key(chain));
         attribution.wanted.sort();
@@ -197,6 +218,7 @@ impl Attributor {
             if let (Some(old), Some(new)) = (old, key)
                 && old != new
             {
+                self.witness.rename(&old, &new);
                 renamed.insert((old, new));
                 self.accounts_version += 1;
             }

@@ -21,7 +21,7 @@
 use super::equation::Role;
 use crate::ChainName;
 use crate::calico::chain::ChainKind;
-use crate::calico::endpoint::{EndpointChain, Item, RuleIndex, Tier, Verdict};
+use crate::calico::endpoint::{EndpointChain, Item, Place, RuleIndex, Tier, Verdict};
 use crate::calico::shared::PolicyAction;
 use crate::id::TierName;
 
@@ -42,20 +42,6 @@ pub(crate) enum Outcome {
     NoProfile,
     /// A rule decided that no version of Felix writes.
     Unknown,
-}
-
-/// Where a policy denied or passed: outcomes at different places are in different equations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Place {
-    /// In a tier that shows what no policy decided. All that is accepted counts as here.
-    Closed,
-    /// In a tier that shows that nowhere, before its last policy.
-    Open,
-    /// Denied as the last policy of such a tier.
-    OpenLast,
-    /// Where no counter of the endpoint tells: passed as the last policy of such a tier, or anything where nothing stands
-    /// behind the policies.
-    Alone,
 }
 
 /// Which equation of a chain it is.
@@ -174,13 +160,7 @@ impl Writer<'_> {
         let (mut denied, mut passed) = (Vec::new(), Vec::new());
         for (k, item) in tier.items.iter().enumerate() {
             let next = tier.items.get(k + 1).map(|next| next.jump).or(tier.unmatched);
-            let place = |action| match (action, tier.unmatched, next) {
-                (PolicyAction::Allow, ..) | (_, Some(_), _) => Place::Closed,
-                (_, None, Some(_)) => Place::Open,
-                (PolicyAction::Deny, None, None) if tier.next.is_some() => Place::OpenLast,
-                (_, None, None) => Place::Alone,
-            };
-            let by = |action| self.by(name, item, action, place(action));
+            let by = |action| self.by(name, item, action, tier.place(k, action));
             let [accepted, item_denied, item_passed] = PolicyAction::ALL.map(by);
             let names = || (name.clone(), item.target.clone());
             let mut minus: Vec<_> = item.accepted.into_iter().collect();

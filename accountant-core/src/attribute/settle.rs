@@ -7,11 +7,13 @@
 
 use super::amount::Amount;
 use super::equation::Role;
-use super::program::{Outcome, Place};
+use super::program::Outcome;
 use super::solve::Known;
 use super::store::{EquationId, Store, UnknownId};
+use super::witness::Witness;
 use super::{Attribution, Attributor};
 use crate::Counter;
+use crate::calico::endpoint::Place;
 use crate::ledger::{Key, Posting};
 use crate::snapshot::Source;
 use std::collections::HashSet;
@@ -21,13 +23,14 @@ const PATIENCE: u32 = 6;
 
 /// Posts what follows from all equations.
 pub(super) fn settle(table: &mut Attributor, out: &mut Attribution) {
-    let Attributor { store, snapshot, id, .. } = table;
+    let Attributor { store, witness, snapshot, id, .. } = table;
     let (snapshot, source) = (*snapshot, id.source);
-    let mut settler = Settler { store, snapshot, source, out };
+    let mut settler = Settler { store, witness, snapshot, source, out };
     for equation in settler.store.equations_mut() {
         equation.end_doubt(snapshot);
     }
     settler.post_direct();
+    settler.post_told();
     for component in settler.components() {
         settler.component(&component);
     }
@@ -39,6 +42,7 @@ pub(super) fn settle(table: &mut Attributor, out: &mut Attribution) {
 
 pub(super) struct Settler<'a> {
     pub(super) store: &'a mut Store,
+    pub(super) witness: &'a mut Witness,
     pub(super) snapshot: u64,
     pub(super) source: Source,
     pub(super) out: &'a mut Attribution,
@@ -57,6 +61,7 @@ pub(super) struct Component {
 
 impl Settler<'_> {
     pub(super) fn post(&mut self, key: Key, amount: Counter) {
+        self.witness.note(&key, amount);
         self.out.postings.push(Posting { key, amount });
     }
 

@@ -86,6 +86,25 @@ impl Store {
         UnknownId(self.unknowns.number(chain, outcome, new))
     }
 
+    /// The unknown of this identity, if it is there.
+    pub(crate) fn find_unknown(&self, chain: &ChainName, outcome: &Outcome) -> Option<UnknownId> {
+        self.unknowns.find(chain, outcome).map(UnknownId)
+    }
+
+    /// Accounts for what was posted of an unknown in all equations that it is in: it is certain, and they go on with the
+    /// rest.
+    pub(crate) fn settle_posted(&mut self, id: UnknownId) {
+        let posted = std::mem::take(&mut self[id].posted);
+        let Unknown { rows, minus_rows, columns, .. } = &self[id];
+        let (rows, minus_rows, columns) = (rows.clone(), minus_rows.clone(), columns.clone());
+        for equation in rows.into_iter().chain(columns) {
+            self[equation].readings_mut().settled += posted;
+        }
+        for equation in minus_rows {
+            self[equation].readings_mut().settled -= posted;
+        }
+    }
+
     /// All equations.
     pub(crate) fn equations(&self) -> impl Iterator<Item = (EquationId, &Equation)> {
         self.equations.iter().map(|(id, equation)| (EquationId(id), equation))

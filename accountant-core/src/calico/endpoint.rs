@@ -9,6 +9,7 @@
 
 use super::chain::ChainKind;
 use super::comment::{self, Encapsulation, Qos};
+use super::shared::PolicyAction;
 use crate::ChainName;
 use crate::id::TierName;
 use crate::rule::{Action, Chain, CtStates, Rule};
@@ -56,6 +57,33 @@ pub struct Tier {
     pub drop: Option<RuleIndex>,
     /// Counts all packets that went on to what follows the tier.
     pub next: Option<RuleIndex>,
+}
+
+/// Where in a tier a policy decided: what its chain's counters tell of that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// In a tier that shows what no policy decided. All that is accepted counts as here.
+    Closed,
+    /// In a tier that shows that nowhere, before its last policy.
+    Open,
+    /// Denied as the last policy of such a tier.
+    OpenLast,
+    /// Where no counter of the endpoint tells: passed as the last policy of such a tier, or anything where nothing stands
+    /// behind the policies.
+    Alone,
+}
+
+impl Tier {
+    /// Where an item decides so.
+    pub fn place(&self, item: usize, action: PolicyAction) -> Place {
+        let is_last = item + 1 >= self.items.len();
+        match (action, self.unmatched) {
+            (PolicyAction::Allow, _) | (_, Some(_)) => Place::Closed,
+            (_, None) if !is_last => Place::Open,
+            (PolicyAction::Deny, None) if self.next.is_some() => Place::OpenLast,
+            _ => Place::Alone,
+        }
+    }
 }
 
 /// Rules before the tiers and other rules that decide on their own.

@@ -5,7 +5,7 @@ use super::{Slots, Texts};
 use crate::calico::policy::PolicyId;
 use crate::calico::shared::PolicyAction;
 use crate::id::{EndpointKind, TierName};
-use crate::index::{Index, Workload};
+use crate::index::Index;
 use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, What};
 use crate::{Direction, Interface};
 use std::collections::BTreeMap;
@@ -21,6 +21,9 @@ pub enum CompatFamily {
     /// `policy_accept_drop_counter`
     PolicyAcceptDrop,
 }
+
+/// What makes a series: all that is in a [`CompatAccount`] but its balance.
+type Series = (CompatFamily, Arc<str>, Arc<str>, Arc<str>, Arc<str>, &'static str, Option<Arc<str>>);
 
 /// One account of a compatible family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +45,9 @@ pub struct CompatAccount {
     pub(super) slots: Slots,
 }
 
-/// What the accounts that make one series have in common: family, interface, label `type`, label `policy`.
-type Series = (CompatFamily, Interface, &'static str, Option<Arc<str>>);
-
-/// The compatible accounts of the ledger.
+/// The compatible accounts of the ledger, those of equal labels put together.
 pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec<CompatAccount> {
-    let mut slots: BTreeMap<Series, Slots> = BTreeMap::new();
+    let mut accounts: BTreeMap<Series, CompatAccount> = BTreeMap::new();
     for (slot, key) in ledger.accounts() {
         let Key::Account(key) = key else { continue };
         let Some((family, policy)) = family(key) else { continue };
@@ -56,18 +56,26 @@ pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec
             Direction::Egress => "fw",
         };
         let policy = policy.map(|policy| texts.share(&policy));
-        slots.entry((family, key.endpoint.interface.clone(), chain, policy)).or_default().push(slot);
+        let [pod, pod_namespace, app, ip] = workload(&key.endpoint.interface, index, texts);
+        let series =
+            (family, pod.clone(), pod_namespace.clone(), app.clone(), ip.clone(), chain, policy.clone());
+        let new =
+            || CompatAccount { family, pod, pod_namespace, app, ip, chain, policy, slots: Slots::new() };
+        accounts.entry(series).or_insert_with(new).slots.push(slot);
     }
-    let account = |((family, interface, chain, policy), slots): (Series, Slots)| {
-        let stand_in = || Workload { pod: interface.as_str().into(), ..Workload::default() };
-        let workload = index.workload(&interface).cloned().unwrap_or_else(stand_in);
-        let mut ips = workload.ips;
-        ips.sort();
-        let [pod, pod_namespace, app, ip] =
-            [&*workload.pod, &workload.namespace, &workload.app, &ips.join(",")].map(|t| texts.share(t));
-        CompatAccount { family, pod, pod_namespace, app, ip, chain, policy, slots }
-    };
-    slots.into_iter().map(account).collect()
+    accounts.into_values().collect()
+}
+
+/// Labels `pod`, `pod_namespace`, `app` and `ip`.
+fn workload(interface: &Interface, index: &Index, texts: &mut Texts) -> [Arc<str>; 4] {
+    match index.workload(interface) {
+        None => [interface.as_str(), "", "", ""].map(|text| texts.share(text)),
+        Some(workload) => {
+            let mut ips = workload.ips.clone();
+            ips.sort();
+            [&*workload.pod, &workload.namespace, &workload.app, &ips.join(",")].map(|text| texts.share(text))
+        }
+    }
 }
 
 fn family(key: &AccountKey) -> Option<(CompatFamily, Option<String>)> {

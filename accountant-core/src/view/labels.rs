@@ -11,30 +11,35 @@ use crate::id::{Endpoint, EndpointKind};
 use crate::index::Index;
 use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, What};
 use crate::watch::Went;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Family, labels and interface.
-type Series = (Family, Box<[Label]>, Arc<str>);
+/// What makes a series.
+type Series = (Family, Box<[Label]>);
 
 /// All accounts of the ledger, those of equal labels put together.
 pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec<ShownAccount> {
-    let mut shown: BTreeMap<Series, Slots> = BTreeMap::new();
+    let mut shown: BTreeMap<Series, (BTreeSet<Arc<str>>, Slots)> = BTreeMap::new();
     for (slot, key) in ledger.accounts() {
         let (family, labels, interface) = match key {
             Key::Unattributed(source, cause) => {
                 let labels = vec![("source", source.as_str().into()), ("cause", cause.as_str().into())];
-                (Family::Unattributed, labels, "")
+                (Family::Unattributed, labels, None)
             }
             Key::Account(key) => {
                 let (family, labels) = labels(key, index);
-                (family, labels, key.endpoint.interface.as_str())
+                (family, labels, Some(key.endpoint.interface.as_str()))
             }
         };
         let labels = labels.into_iter().map(|(name, value)| (name, texts.share(&value))).collect();
-        shown.entry((family, labels, texts.share(interface))).or_default().push(slot);
+        let (interfaces, slots) = shown.entry((family, labels)).or_default();
+        interfaces.extend(interface.map(|interface| texts.share(interface)));
+        slots.push(slot);
     }
-    let account = |((family, labels, interface), slots)| ShownAccount { family, labels, interface, slots };
+    let account = |((family, labels), (interfaces, slots)): (Series, (BTreeSet<_>, _))| {
+        let interfaces = interfaces.into_iter().collect();
+        ShownAccount { family, labels, interfaces, slots }
+    };
     shown.into_iter().map(account).collect()
 }
 

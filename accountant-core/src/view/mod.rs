@@ -87,8 +87,9 @@ pub struct ShownAccount {
     pub family: Family,
     /// Its labels in the family's order.
     pub labels: Box<[Label]>,
-    /// The interface of its endpoint; empty for unattributed accounts.
-    pub interface: Arc<str>,
+    /// The interfaces of its endpoints, mostly one: a pod or a host endpoint can have several under one name. None for
+    /// unattributed accounts.
+    pub interfaces: SmallVec<[Arc<str>; 1]>,
     /// Where in the ledger its balances are.
     slots: Slots,
 }
@@ -135,6 +136,13 @@ pub struct Viewer {
 }
 
 impl Viewer {
+    /// Accounts of the ledger that are shown as one, where there are several: their sum must not lose a part.
+    pub fn sums(&self) -> impl Iterator<Item = &[Slot]> {
+        let own = self.accounts.own.iter().map(|account| &account.slots[..]);
+        let compat = self.accounts.compat.iter().map(|account| &account.slots[..]);
+        own.chain(compat).filter(|slots| slots.len() > 1)
+    }
+
     /// The ledger as it stands, with the names that the index knows.
     pub fn view(&mut self, ledger: &Ledger, index: &Index) -> View {
         let versions = (ledger.version(), index.version());

@@ -6,7 +6,7 @@
 use super::{MAX_RULES, Unwatchable, WatchList, WatchedRule};
 use crate::ChainName;
 use crate::calico::chain::ChainKind;
-use crate::calico::endpoint::{EndpointChain, Item, Marks, RuleIndex, Tier, Verdict};
+use crate::calico::endpoint::{EndpointChain, Item, Marks, Place, RuleIndex, Tier, Verdict};
 use crate::calico::shared::{PolicyAction, PolicyChain, group_members};
 use crate::id::TierName;
 use crate::rule::{Action, Chain};
@@ -55,6 +55,8 @@ pub(super) struct TierSteps {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ItemSteps {
     pub(super) via: ChainName,
+    /// By action.
+    pub(super) places: [Place; 3],
     pub(super) jump: Bits,
     pub(super) accepted: Bits,
     pub(super) members: Vec<MemberSteps>,
@@ -123,7 +125,13 @@ impl Writer<'_> {
         let profiles = read.profiles.iter().map(|item| {
             let (jump, accepted) = self.call(item)?;
             let member = MemberSteps { chain: item.target.clone(), jump: 0, passes: None, denies: None };
-            Ok(ItemSteps { via: item.target.clone(), jump, accepted, members: vec![member] })
+            Ok(ItemSteps {
+                via: item.target.clone(),
+                places: [Place::Closed; 3],
+                jump,
+                accepted,
+                members: vec![member],
+            })
         });
         let profiles = profiles.collect::<Result<_, _>>()?;
         let no_profile = read.no_profile.map(|rule| self.own(rule));
@@ -174,7 +182,8 @@ impl Writer<'_> {
                     member.denies = Some(self.deciding(&member.chain, PolicyAction::Deny)?);
                 }
             }
-            items.push(ItemSteps { via: item.target.clone(), jump, accepted, members });
+            let places = PolicyAction::ALL.map(|action| tier.place(k, action));
+            items.push(ItemSteps { via: item.target.clone(), places, jump, accepted, members });
         }
         let unmatched = [tier.unmatched, tier.drop].into_iter().flatten();
         let unmatched = unmatched.map(|rule| self.own(rule)).reduce(|bits, bit| bits | bit);

@@ -6,7 +6,7 @@
 use super::list::{Bits, HeadStep, ItemSteps, MemberSteps, Steps, TierSteps};
 use super::{WatchList, Went};
 use crate::ChainName;
-use crate::calico::endpoint::Verdict;
+use crate::calico::endpoint::{Place, Verdict};
 use crate::calico::shared::PolicyAction;
 use crate::id::TierName;
 
@@ -30,7 +30,7 @@ pub enum Decision {
     /// Accepted by the failsafe ports.
     Failsafe,
     /// A policy decided. `via` is the chain that the endpoint calls: the policy's own, or its group's.
-    Policy { tier: TierName, via: ChainName, chain: ChainName, action: PolicyAction },
+    Policy { tier: TierName, via: ChainName, chain: ChainName, action: PolicyAction, place: Place },
     /// No policy of the tier decided, and the tier dropped it.
     NoPolicy { tier: TierName },
     /// A profile decided.
@@ -163,11 +163,12 @@ impl Walk<'_> {
     }
 
     fn tier(&mut self, tier: &TierSteps, behind: Option<Bits>) -> Result<Next, Impossible> {
-        let decision = |item: &ItemSteps, member: &MemberSteps, action| Decision::Policy {
+        let decision = |item: &ItemSteps, member: &MemberSteps, action: PolicyAction| Decision::Policy {
             tier: tier.name.clone(),
             via: item.via.clone(),
             chain: member.chain.clone(),
             action,
+            place: item.places[action as usize],
         };
         for (k, item) in tier.items.iter().enumerate() {
             self.must(item.jump)?;

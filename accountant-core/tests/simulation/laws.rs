@@ -181,6 +181,15 @@ pub(crate) fn all_accounted(charged: &Book, truth: &Truth, expected: &Expected<'
     nothing_lost(charged, truth, open.map(|(_, &amount)| amount).sum())
 }
 
+/// Where every packet was told, every packet is charged to who decided.
+pub(crate) fn is_exact(charged: &Book, truth: &Book) -> Verdict {
+    let keys = charged.keys().chain(truth.keys());
+    match keys.into_iter().find(|key| get(charged, key) != get(truth, key)) {
+        Some(key) => Err(format!("{} is told, and not so charged{}", text(key), dump(charged, truth))),
+        None => Ok(()),
+    }
+}
+
 /// All but `lost` is charged somewhere. Passes that no counter tells may be or not.
 pub(crate) fn nothing_lost(charged: &Book, truth: &Truth, lost: Counter) -> Verdict {
     let all = sum(charged) + lost + truth.silent;

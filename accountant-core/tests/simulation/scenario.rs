@@ -4,6 +4,7 @@
 use crate::fate::{Aim, Draw};
 use crate::kernel::{Backend, CPUS};
 use crate::laws::Law;
+use crate::programs::Change;
 use crate::world::{Abilities, Edit, Item, Layout, POLICIES, TierEnd, World};
 use proptest::collection::vec;
 use proptest::option;
@@ -38,6 +39,8 @@ pub(crate) enum Op {
     },
     /// The agent starts anew.
     Restart,
+    /// The programs in the kernel come, go, or have no path for some packets.
+    Programs(Change),
 }
 
 /// How often which kind of operation comes.
@@ -50,6 +53,9 @@ pub(crate) struct Mix {
     pub(crate) restarts: u32,
     /// Whether packets pass while counters are read.
     pub(crate) late: bool,
+    pub(crate) programs: u32,
+    /// Whether there are programs in the kernel from the start.
+    pub(crate) witnessed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -59,6 +65,7 @@ pub(crate) struct Scenario {
     pub(crate) laws: Vec<Law>,
     /// Whether the reader of iptables-legacy goes without the lock.
     pub(crate) may_dip: bool,
+    pub(crate) witnessed: bool,
     pub(crate) world: World,
     pub(crate) ops: Vec<Op>,
 }
@@ -72,7 +79,7 @@ pub(crate) fn scenario(
     let backend = prop::sample::select(backends.to_vec());
     (backend, world(), vec(op(mix), 1..24)).prop_map(move |(backend, world, ops)| {
         let may_dip = backend.is_legacy() && mix.dips > 0;
-        Scenario { backend, aim, laws: laws.clone(), may_dip, world, ops }
+        Scenario { backend, aim, laws: laws.clone(), may_dip, witnessed: mix.witnessed, world, ops }
     })
 }
 
@@ -174,6 +181,7 @@ fn edit() -> impl Strategy<Value = Edit> {
 fn op(mix: Mix) -> impl Strategy<Value = Op> {
     let late = if mix.late { vec(late(), 0..6).boxed() } else { Just(vec![]).boxed() };
     let read = (late, any::<bool>()).prop_map(|(late, flood)| Op::Read { late, flood });
+    let changes = prop::sample::select(vec![Change::Attach, Change::Detach, Change::Falter, Change::Recover]);
     let kinds: Vec<(u32, BoxedStrategy<Op>)> = vec![
         (8, (draw(), 1..4usize).prop_map(|(draw, times)| Op::Send(draw, times)).boxed()),
         (8, read.boxed()),
@@ -182,6 +190,7 @@ fn op(mix: Mix) -> impl Strategy<Value = Op> {
         (mix.dips, (1..3u32).prop_map(Op::Dip).boxed()),
         (mix.losses, any::<bool>().prop_map(|noticed| Op::Lose { noticed }).boxed()),
         (mix.restarts, Just(Op::Restart).boxed()),
+        (mix.programs, changes.prop_map(Op::Programs).boxed()),
     ];
     proptest::strategy::Union::new_weighted(kinds.into_iter().filter(|(weight, _)| *weight > 0).collect())
 }

@@ -5,9 +5,10 @@ use crate::fate::{Aim, Plan};
 use crate::felix;
 use crate::kernel::{Backend, Kernel};
 use crate::laws::{
-    Expected, Law, Verdict, all_accounted, is_against, no_account_exceeds, no_denies, no_sum_exceeds,
-    nothing_lost,
+    Expected, Law, Verdict, all_accounted, is_against, is_exact, no_account_exceeds, no_denies,
+    no_sum_exceeds, nothing_lost,
 };
+use crate::programs::{Passed, Programs};
 use crate::scenario::{LateDraw, Op, Scenario};
 use crate::source::{Late, Source};
 use crate::structure::Structure;
@@ -34,6 +35,7 @@ pub(crate) struct Session {
     pub(crate) world: World,
     pub(crate) kernel: Kernel,
     pub(crate) source: Source,
+    pub(crate) programs: Programs,
     pub(crate) agent: Agent,
     pub(crate) truth: Truth,
     structure: Structure,
@@ -69,6 +71,7 @@ impl Session {
             world,
             kernel: Kernel::new(backend),
             source: Source::new(false),
+            programs: Programs::default(),
             agent: Agent::new(backend),
             truth: Truth::default(),
             structure: Structure::default(),
@@ -96,8 +99,13 @@ impl Session {
         session.source = Source::new(scenario.may_dip);
         session.aim = scenario.aim;
         session.laws.clone_from(&scenario.laws);
+        session.programs.attached = scenario.witnessed;
         session.tell(|session| {
             session.read(&[], false)?;
+            if scenario.witnessed {
+                // What was counted before the second reading is not told.
+                session.read(&[], false)?;
+            }
             scenario.ops.iter().try_for_each(|op| session.op(op))?;
             session.finish()
         })
@@ -137,6 +145,7 @@ impl Session {
                 (self.exact, self.unbounded_loss) = (false, true);
             }
             Op::Restart => self.restart(),
+            Op::Programs(change) => self.programs.change(*change),
         }
         Ok(())
     }
@@ -156,9 +165,11 @@ impl Session {
     /// A packet passes while nobody reads.
     pub(crate) fn send(&mut self, plan: &Plan) {
         let late = self.arrive(&LatePlan { plan: plan.clone(), cpu: 0, at: 0, stride: 0 });
-        for step in self.kernel.walk(&late.packet).0 {
-            self.kernel.count(&step, late.cpu, late.packet.size);
+        let passed = self.passed(&late);
+        for step in &passed.steps {
+            self.kernel.count(step, late.cpu, late.packet.size);
         }
+        self.programs.see(&passed);
     }
 
     pub(crate) fn edit(&mut self, edit: Edit) {
@@ -172,6 +183,7 @@ impl Session {
         let native = self.kernel.backend == Backend::Native;
         let commit = self.kernel.commit(felix::chains(&self.world, native));
         self.story.push(format!("{:?} has {}", self.kernel.backend, self.world));
+        self.programs.check(&self.kernel);
         // Who only polls cannot know that a new chain has had one version only.
         let changed = commit.added || !commit.retired.is_empty();
         self.exact &= !(changed && self.kernel.backend.is_legacy() && self.source.has_read());
@@ -217,6 +229,11 @@ impl Session {
         Late { packet: fate.packet, cpu: *cpu, at: *at, stride: *stride }
     }
 
+    fn passed(&self, Late { packet, .. }: &Late) -> Passed {
+        let (steps, accepted) = self.kernel.walk(packet);
+        Passed { packet: packet.clone(), steps, accepted }
+    }
+
     /// The moment of the next reading just before this rule's counter is read.
     pub(crate) fn before(&self, chain: &ChainName, rule: usize) -> i64 {
         self.source.position(&self.kernel, chain, rule)
@@ -257,7 +274,14 @@ impl Session {
         // What an agent finds cannot be told from what comes while it looks.
         self.exact &= late.is_empty() || self.agent.baseline.is_some();
         let dips = self.source.dip > 0;
-        let snapshot = self.source.read(&mut self.kernel, &late);
+        let passed: Vec<_> = late.iter().map(|late| self.passed(late)).collect();
+        let told_before = self.programs.tell();
+        let mut snapshot = self.source.read(&mut self.kernel, &late);
+        let (slow, swift): (Vec<_>, Vec<_>) = passed.iter().partition(|passed| passed.is_slow());
+        swift.into_iter().for_each(|passed| self.programs.see(passed));
+        snapshot.verdicts = self.programs.around(told_before);
+        slow.into_iter().for_each(|passed| self.programs.see(passed));
+        self.programs.install(&self.kernel);
         let attribution = self.agent.take(&snapshot, &mut self.source);
         self.story.push(told(&snapshot, &attribution));
         let rested = self.unsettled == 0;
@@ -300,7 +324,9 @@ impl Session {
     pub(crate) fn finish(&mut self) -> Verdict {
         self.settle()?;
         let Self { agent, truth, structure, .. } = &*self;
-        if self.exact && self.holds(Law::Complete) {
+        if self.exact && self.holds(Law::Complete) && self.programs.told_all() && !self.late {
+            is_exact(&agent.charged, &truth.accounts)?;
+        } else if self.exact && self.holds(Law::Complete) {
             let (impatient, rewritten, late) = (self.impatient, !self.pristine, self.late);
             let expected = Expected { structure, impatient, rewritten, late };
             all_accounted(&agent.charged, truth, &expected)?;

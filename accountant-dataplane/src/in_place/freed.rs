@@ -1,17 +1,18 @@
 //! What counters of nf_tables had last: told when the kernel frees them.
 //!
-//! See `accountant-ebpf/src/freed`. Everybody's per-CPU memory is told of; [`Freed::last`] is asked for a counter whose
-//! pointer was seen in a rule at a moment, and the first news of it after that is its last word.
+//! See `accountant-ebpf/src/freed`. Pointers are made known as they are seen in rules ([`Freed::know`]), and told of once;
+//! [`Freed::last`] is asked for a counter whose pointer was seen in a rule at a moment, and the first news of it after that
+//! is its last word.
 
 use super::{CannotHere, Reader, chain, mapping};
 use accountant_abi::in_place::CpuOffsets;
 use accountant_core::Counter;
 use accountant_sys::mapping::Mapping;
-use aya::maps::{Array, MapData, RingBuf};
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, RingBuf};
 use aya::programs::{ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::time::{ClockId, clock_gettime};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ const ROOM: u32 = 1 << 20;
 pub(crate) struct Freed {
     /// Detaches when it goes.
     _ebpf: Ebpf,
+    known: BpfHashMap<MapData, u64, u64>,
+    /// What is in that map and was not told.
+    awaited: BTreeSet<u64>,
     news: RingBuf<MapData>,
     lost: Mapping,
     told: HashMap<u64, Vec<Told>>,
@@ -58,10 +62,33 @@ impl Freed {
         put_offsets(reader, &mut ebpf).map_err(|error| refused("telling of processors", &error))?;
         attach(&mut ebpf)
             .map_err(|error| refused("attaching the program that sees counters freed", &error))?;
+        let known = ebpf.take_map("KNOWN").ok_or_else(|| CannotHere::NoField("map KNOWN".into()))?;
+        let known =
+            BpfHashMap::try_from(known).map_err(|error| refused("opening the known pointers", &error))?;
         let lost = mapping(&ebpf, "LOST", 1).map_err(|error| refused("mapping LOST", &error))?;
         let news = ebpf.take_map("NEWS").ok_or_else(|| CannotHere::NoField("map NEWS".into()))?;
         let news = RingBuf::try_from(news).map_err(|error| refused("opening the ring buffer", &error))?;
-        Ok(Self { _ebpf: ebpf, news, lost, told: HashMap::new() })
+        Ok(Self { _ebpf: ebpf, known, awaited: BTreeSet::new(), news, lost, told: HashMap::new() })
+    }
+
+    /// Wants to be told of these pointers, which are in rules now, also if they were told of before.
+    pub(crate) fn know(&mut self, pointers: impl IntoIterator<Item = u64>) {
+        self.hear();
+        for pointer in pointers {
+            if !self.awaited.contains(&pointer) {
+                // Where there is no room for it, it is not told, and waited for in vain.
+                let _ = self.known.insert(pointer, 0, 0);
+                self.awaited.insert(pointer);
+            }
+        }
+    }
+
+    /// Does not want to be told of any pointers but these any more.
+    pub(crate) fn forget_all_but(&mut self, pointers: &BTreeSet<u64>) {
+        for pointer in self.awaited.difference(pointers).copied().collect::<Vec<_>>() {
+            let _ = self.known.remove(&pointer);
+            self.awaited.remove(&pointer);
+        }
     }
 
     /// Hears what was freed. Returns how much found no room, since ever.
@@ -69,6 +96,8 @@ impl Freed {
         while let Some(record) = self.news.next() {
             if let Some((pointer, told)) = told(&record) {
                 self.told.entry(pointer).or_default().push(told);
+                let _ = self.known.remove(&pointer);
+                self.awaited.remove(&pointer);
             }
         }
         self.lost.words()[0].load(Relaxed)

@@ -8,13 +8,15 @@ use super::fields::Rules;
 use super::freed::Freed;
 use super::{CannotHere, Reader};
 use accountant_abi::in_place::{
-    CAPACITY, CHAIN_NAME, ChainKeyName, MAX_CHAINS, Outcome, PackedRule, WalkedRule,
+    CHAIN_NAME, ChainKeyName, MAX_CHAINS, MAX_RULES, Outcome, PackedRule, WalkedRule,
 };
 use accountant_core::{Counter, IpVersion};
 use accountant_sys::mapping::Mapping;
 use aya::maps::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// Room for a small node's rules, and for some to come.
+const LEAST_ROOM: u32 = 4096;
 /// Words of a rule as packets see it.
 const PACKED_WORDS: usize = size_of::<PackedRule>() / 8;
 
@@ -24,6 +26,8 @@ pub(crate) struct NftReader {
     reader: Reader,
     walked: Mapping,
     packed: Mapping,
+    /// How many rules of a table one walk can come by.
+    room: usize,
     /// The chains that walks look into, in the order of their numbers.
     wanted: Vec<String>,
     /// Address of the kernel's operations of counters, once a walk has found them.
@@ -31,12 +35,21 @@ pub(crate) struct NftReader {
 }
 
 impl NftReader {
-    pub(crate) fn load() -> Result<Self, CannotHere> {
-        let maps = [("WANTED", MAX_CHAINS), ("WALKED", CAPACITY), ("PACKED", CAPACITY)];
+    /// With room for tables of so many rules.
+    pub(crate) fn load(rules: usize) -> Result<Self, CannotHere> {
+        let room = u32::try_from(rules).ok().filter(|&rules| rules <= MAX_RULES);
+        let room = room.ok_or(CannotHere::TooManyRules(rules))?.max(LEAST_ROOM).next_power_of_two();
+        let maps = [("WANTED", MAX_CHAINS), ("WALKED", room), ("PACKED", room)];
         let reader = Reader::load(Rules::Nftables, &["walk_nft", "walk_packed", "read_nft"], &maps)?;
-        let walked = reader.map("WALKED", 3 * CAPACITY as usize)?;
-        let packed = reader.map("PACKED", PACKED_WORDS * CAPACITY as usize)?;
-        Ok(Self { reader, walked, packed, wanted: Vec::new(), counter_ops: 0 })
+        let room = room as usize;
+        let walked = reader.map("WALKED", size_of::<WalkedRule>() / 8 * room)?;
+        let packed = reader.map("PACKED", PACKED_WORDS * room)?;
+        Ok(Self { reader, walked, packed, room, wanted: Vec::new(), counter_ops: 0 })
+    }
+
+    /// Whether there is room for tables of so many rules.
+    pub(crate) fn has_room_for(&self, rules: usize) -> bool {
+        rules <= self.room
     }
 
     /// Chooses the chains that walks look into. Rules are told with the number that their chain has here.

@@ -39,6 +39,9 @@ pub enum CannotHere {
     /// More processors than are provided for.
     #[error("there are {0} processors, more than are provided for")]
     TooManyProcessors(u32),
+    /// More rules than are provided for.
+    #[error("there are {0} rules in a table, more than are provided for")]
+    TooManyRules(usize),
     /// Another agent has its programs there.
     #[error("another agent has its programs in this network namespace; stop one of the two")]
     AnotherAgent,

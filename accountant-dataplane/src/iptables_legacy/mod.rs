@@ -47,8 +47,8 @@ use whole::{Blob, WholeReader};
 const LEAVE_ALONE: u32 = 30;
 /// How long to sleep between tries to get the lock. It is mostly held for milliseconds.
 const RETRY: Duration = Duration::from_micros(300);
-/// How many tables may wait to be looked into.
-const MOST_GRABBED: usize = 64;
+/// How many bytes of tables may wait to be looked into before another one is read.
+const MOST_GRABBED: usize = 64 << 20;
 
 /// The source.
 #[derive(Debug)]

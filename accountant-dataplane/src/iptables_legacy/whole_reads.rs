@@ -41,7 +41,8 @@ impl IptablesLegacy {
     /// Reads tables whose rewrite is over, before the next one comes.
     pub(super) fn grab_what_is_over(&mut self, poll: &mut Poll) {
         let over = self.rewrites.over();
-        if !over.is_empty() && self.grabbed.len() < MOST_GRABBED {
+        let waiting: usize = self.grabbed.iter().map(|grabbed| grabbed.blob.bytes().len()).sum();
+        if !over.is_empty() && waiting < MOST_GRABBED {
             let lock = self.lock.try_shared().ok().flatten();
             let how = if lock.is_some() { Circumstance::Locked } else { Circumstance::Over };
             self.grab_all(over, how, poll);

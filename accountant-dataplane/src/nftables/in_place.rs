@@ -9,7 +9,7 @@ use super::watched::{self, Lists, PackedTable};
 use crate::in_place::CannotHere;
 use crate::in_place::nft::NftReader;
 use crate::kernel::Programs;
-use accountant_abi::in_place::{CAPACITY, Outcome, PackedRule, WalkedRule};
+use accountant_abi::in_place::{Outcome, PackedRule, WalkedRule};
 use accountant_core::rule::Chain;
 use accountant_core::snapshot::{Reading, TableId};
 use accountant_core::{Counter, IpVersion};
@@ -78,7 +78,7 @@ impl InPlace {
             if !mirror.chains().any(|(key, _)| key.is_endpoint()) {
                 return None;
             }
-            self.load();
+            self.load(mirror);
         }
         if self.reader.is_err() || mirror.generation() != generation {
             return None;
@@ -95,8 +95,8 @@ impl InPlace {
         self.held.as_ref().map(|held| held.readings(&self.counters))
     }
 
-    fn load(&mut self) {
-        self.reader = NftReader::load();
+    fn load(&mut self, mirror: &Mirror) {
+        self.reader = NftReader::load(most_rules(mirror));
         match &self.reader {
             Ok(_) => tracing::debug!("counters of nftables are read in place"),
             Err(reason) => tracing::info!(%reason, "counters of nftables are read over netlink"),
@@ -106,6 +106,17 @@ impl InPlace {
             tracing::info!(%reason, "what deleted rules count last is not seen");
         }
         self.last_words = LastWords::new(freed);
+    }
+
+    /// The programs that walk have memory for so many rules: if there are more by now, they are loaded anew.
+    fn make_room(&mut self, mirror: &Mirror) {
+        let rules = most_rules(mirror);
+        if self.reader.as_ref().is_ok_and(|reader| !reader.has_room_for(rules)) {
+            let reader = NftReader::load(rules);
+            if let Some(reader) = self.lose_if_refused(reader) {
+                self.reader = Ok(reader);
+            }
+        }
     }
 
     /// Why it is not seen what deleted rules count last, where counters are read in place.
@@ -124,8 +135,15 @@ impl InPlace {
     pub(super) fn look(&mut self, mirror: &Mirror) {
         let started = Instant::now();
         let walked = self.walk(mirror, mirror.generation());
-        self.held = self.lose_if_refused(walked).flatten();
+        if let Some(held) = self.lose_if_refused(walked).flatten() {
+            self.held = Some(held);
+        }
         (self.looked_at, self.look_took) = (Instant::now(), started.elapsed());
+    }
+
+    /// Says that everything was read anew at this generation, because news were lost.
+    pub(super) fn read_anew(&mut self, generation: u32) {
+        self.last_words.read_anew(generation);
     }
 
     /// Says which generation it is after a walk, if there was one.
@@ -167,8 +185,10 @@ impl InPlace {
     }
 
     fn walk(&mut self, mirror: &Mirror, generation: u32) -> Result<Option<Held>, CannotHere> {
+        self.make_room(mirror);
         let Ok(reader) = &mut self.reader else { return Ok(None) };
-        let keys = keys(mirror);
+        // Chains of endpoints are read; what rules of the others have last is of interest, too.
+        let keys: Vec<&ChainKey> = mirror.chains().map(|(key, _)| key).collect();
         let mut walk = Walk::at(generation);
         // Chains of both IP versions mostly have the same names.
         let mut names: BTreeSet<String> = keys.iter().map(|key| key.kernel_chain()).collect();
@@ -231,15 +251,13 @@ impl InPlace {
     }
 }
 
-/// The chains that a walk is to look into: those of endpoints, whose counters are read, and the others for what their rules
-/// have last, if there is room for all.
-fn keys(mirror: &Mirror) -> Vec<&ChainKey> {
+/// How many rules that matter the biggest table has.
+fn most_rules(mirror: &Mirror) -> usize {
     let mut rules: HashMap<(IpVersion, &str), usize> = HashMap::new();
     for (key, chain) in mirror.chains() {
         *rules.entry((key.table.ip_version, key.kernel_table())).or_default() += chain.handles.len();
     }
-    let room_for_all = rules.values().all(|&rules| rules <= CAPACITY as usize);
-    mirror.chains().map(|(key, _)| key).filter(|key| room_for_all || key.is_endpoint()).collect()
+    rules.into_values().max().unwrap_or(0)
 }
 
 impl Held {

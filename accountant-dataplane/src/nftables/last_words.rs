@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// How long to wait for the kernel to free what was deleted: it does so a grace period after the commit.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How many rules that went are remembered one by one until there is another walk.
+const MOST_DELETED: usize = 1 << 16;
 /// How long between two looks.
 const NAP: Duration = Duration::from_millis(1);
 
@@ -33,6 +35,12 @@ pub(super) struct LastWords {
     latest: Walk,
     /// What earlier walks came by and the next one did not, since the last reading.
     former: HashMap<(TableId, u64), Vec<Seen>>,
+    /// The latest generation at which each handle's rule went, of those that went since the latest walk.
+    deleted: HashMap<(TableId, u64), u32>,
+    /// The generation at which everything was read anew: what went before was not told.
+    anew: Option<u32>,
+    /// How many news had found no room at the last reading.
+    lost: u64,
 }
 
 /// Table, handle, and pointer to the counter of a rule.
@@ -77,7 +85,8 @@ impl Walk {
 impl LastWords {
     /// Knows nothing, and is told this way or, for a reason, not at all.
     pub(super) fn new(freed: Result<Freed, CannotHere>) -> Self {
-        Self { freed, fresh: None, latest: Walk::default(), former: HashMap::new() }
+        let (latest, former, deleted) = (Walk::default(), HashMap::new(), HashMap::new());
+        Self { freed, fresh: None, latest, former, deleted, anew: None, lost: 0 }
     }
 
     /// Why last values are not told.
@@ -85,8 +94,16 @@ impl LastWords {
         self.freed.as_ref().err()
     }
 
+    /// Everything was read anew at this generation.
+    pub(super) fn read_anew(&mut self, generation: u32) {
+        self.anew = Some(generation);
+    }
+
     /// Takes a walk, to be believed if the generation still is the same.
     pub(super) fn walked(&mut self, walk: Walk) {
+        if let Ok(freed) = &mut self.freed {
+            freed.know(walk.places.iter().map(|&(.., pointer)| pointer));
+        }
         self.fresh = Some(walk);
     }
 
@@ -114,26 +131,52 @@ impl LastWords {
             |seen: &Option<Seen>| seen.and_then(|seen| self.freed.as_ref().ok()?.last(seen.pointer, seen.at));
         let mut lasts = seen.iter().map(last);
         let unconfirmed = went.iter_mut().map(|went| went.take_last(&mut lasts)).sum();
-        self.former = HashMap::new();
+        self.forget();
+        unconfirmed
+    }
+
+    /// Forgets what no rule that goes from now on can be asked for.
+    fn forget(&mut self) {
+        if !self.former.is_empty() {
+            self.former = HashMap::new();
+            let pointers = self.latest.places.iter().map(|&(.., pointer)| pointer).collect();
+            if let Ok(freed) = &mut self.freed {
+                freed.forget_all_but(&pointers);
+            }
+        }
+        let latest = self.latest.generation;
+        self.deleted.retain(|_, generation| is_after(*generation, latest));
+        if self.deleted.len() > MOST_DELETED {
+            // As if they had gone unheard.
+            self.anew = self
+                .deleted
+                .values()
+                .copied()
+                .reduce(|one, other| if is_after(one, other) { one } else { other });
+            self.deleted.clear();
+        }
         if let Ok(freed) = &mut self.freed {
             freed.forget_before(self.latest.at);
         }
-        unconfirmed
     }
 
     /// Where the counter of each rule that went was seen, before the commit that deleted it and after any that deleted
     /// another of the same handle.
-    fn seen(&self, went: &[Went]) -> Vec<Option<Seen>> {
-        let mut deleted: HashMap<(TableId, u64), u32> = HashMap::new();
+    fn seen(&mut self, went: &[Went]) -> Vec<Option<Seen>> {
+        let Self { latest, former, deleted, anew, .. } = self;
         let mut all = Vec::new();
         for went in went {
             for handle in went.deleted() {
-                let former = self.former.get(&(went.table, handle)).map(Vec::as_slice).unwrap_or_default();
-                let latest = self.latest.find(went.table, handle);
+                let former = former.get(&(went.table, handle)).map(Vec::as_slice).unwrap_or_default();
+                let latest = latest.find(went.table, handle);
                 let before = deleted.insert((went.table, handle), went.generation);
+                let unheard = anew.filter(|anew| is_after(went.generation, *anew));
                 let is_it = |seen: &Seen| {
+                    let went_meanwhile =
+                        |other: Option<u32>| other.is_some_and(|other| is_after(other, seen.generation));
                     is_after(went.generation, seen.generation)
-                        && before.is_none_or(|before| !is_after(before, seen.generation))
+                        && !went_meanwhile(before)
+                        && !went_meanwhile(unheard)
                 };
                 all.push(latest.filter(is_it).or_else(|| former.iter().copied().rfind(is_it)));
             }
@@ -145,15 +188,14 @@ impl LastWords {
     fn wait(&mut self, seen: &[Option<Seen>]) {
         let Ok(freed) = &mut self.freed else { return };
         let lost = freed.hear();
-        let deadline = now() + PATIENCE;
+        // What is waited for may be among what found no room.
+        let deadline = now() + if lost == self.lost { PATIENCE } else { Duration::ZERO };
+        self.lost = lost;
         let all_told =
             |freed: &Freed| seen.iter().flatten().all(|seen| freed.last(seen.pointer, seen.at).is_some());
         while !all_told(freed) && now() < deadline {
             thread::sleep(NAP);
-            if freed.hear() != lost {
-                // What is waited for may be among what found no room.
-                break;
-            }
+            freed.hear();
         }
     }
 }
@@ -220,7 +262,7 @@ mod tests {
         words.walked(walk);
     }
 
-    fn pointers(words: &LastWords, went: &[Went]) -> Vec<Option<u64>> {
+    fn pointers(words: &mut LastWords, went: &[Went]) -> Vec<Option<u64>> {
         words.seen(went).iter().map(|seen| seen.map(|seen| seen.pointer)).collect()
     }
 
@@ -233,7 +275,24 @@ mod tests {
         words.stood(6);
         // Rule 1 is replaced twice, and the second one deleted.
         let all = [went(5, &[1]), went(7, &[1]), went(8, &[1, 2, 3])];
-        assert_eq!(pointers(&words, &all), [Some(0x10), Some(0x11), None, Some(0x20), None]);
+        assert_eq!(pointers(&mut words, &all), [Some(0x10), Some(0x11), None, Some(0x20), None]);
+    }
+
+    #[test]
+    fn what_went_since_the_latest_walk_is_remembered() {
+        let mut words = LastWords::new(Err(CannotHere::NotYet));
+        walk(&mut words, 6, &[(1, 0x10), (2, 0x20)]);
+        words.stood(6);
+        words.confirm(&mut [went(7, &[1])]);
+        // The rule that took its handle goes before there is another walk.
+        assert_eq!(pointers(&mut words, &[went(8, &[1])]), [None]);
+        // One that went unheard at 9 can have taken the other's, too; what is found gone at 9 was seen at 6.
+        words.read_anew(9);
+        assert_eq!(pointers(&mut words, &[went(9, &[2])]), [Some(0x20)]);
+        assert_eq!(pointers(&mut words, &[went(10, &[2])]), [None]);
+        walk(&mut words, 11, &[(1, 0x10)]);
+        words.stood(11);
+        assert_eq!(pointers(&mut words, &[went(12, &[1])]), [Some(0x10)]);
     }
 
     #[test]
@@ -241,10 +300,12 @@ mod tests {
         let mut words = LastWords::new(Err(CannotHere::NotYet));
         walk(&mut words, 4, &[(1, 0x10)]);
         words.stood(5);
-        assert_eq!(pointers(&words, &[went(5, &[1])]), [None]);
+        assert_eq!(pointers(&mut words, &[went(5, &[1])]), [None]);
+        // Generations wrap around.
+        let mut words = LastWords::new(Err(CannotHere::NotYet));
         walk(&mut words, u32::MAX, &[(1, 0x10)]);
         words.stood(u32::MAX);
-        assert_eq!(pointers(&words, &[went(1, &[1])]), [Some(0x10)]);
+        assert_eq!(pointers(&mut words, &[went(1, &[1])]), [Some(0x10)]);
     }
 
     #[test]

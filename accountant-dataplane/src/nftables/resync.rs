@@ -24,6 +24,7 @@ impl Nftables {
             }
             if self.generation()? == generation {
                 self.mirror.reset(generation, chains);
+                self.in_place.read_anew(generation);
                 self.gap |= self.synced;
                 self.synced = true;
                 return Ok(());

@@ -40,6 +40,8 @@ mod packed;
 
 /// `BPF_F_MMAPABLE`: the agent reads and writes the map's values as its own memory.
 const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`: memory only for what is in the map.
+const NO_PREALLOC: u32 = 1;
 
 /// In: offsets of counters in a table. Out of [`resolve_legacy`], and in for reading: their per-CPU pointers.
 #[map]
@@ -52,7 +54,10 @@ static SUMS: Array<Sum> = Array::with_max_entries(CAPACITY, MMAPABLE);
 static STAMP: Array<Stamp> = Array::with_max_entries(1, MMAPABLE);
 /// In: the chains that a walk is to look into, with numbers of the agent's. The agent makes it as big as it needs it.
 #[map]
-static WANTED: HashMap<ChainKeyName, u32> = HashMap::with_max_entries(1, 0);
+static WANTED: HashMap<ChainKeyName, u32> = HashMap::with_max_entries(1, NO_PREALLOC);
+/// The name of the chain that a walk is at: it is too long for the stack.
+#[map]
+static NAME: Array<ChainKeyName> = Array::with_max_entries(1, 0);
 /// Out of a walk: the rules of those chains.
 #[map]
 static WALKED: Array<WalkedRule> = Array::with_max_entries(1, MMAPABLE);

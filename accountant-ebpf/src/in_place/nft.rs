@@ -4,8 +4,8 @@
 //! The lists may change under the walk, which then ends early or goes round: every loop is bounded, and the agent believes
 //! a walk only if the generation stood still meanwhile and the rules are those that it knows.
 
-use crate::{STAMP, WALKED, WANTED};
-use accountant_abi::in_place::{CAPACITY, CHAIN_NAME, ChainKeyName, Outcome, WalkedRule};
+use crate::{NAME, STAMP, WALKED, WANTED};
+use accountant_abi::in_place::{CHAIN_NAME, ChainKeyName, MAX_RULES, Outcome, WalkedRule};
 use accountant_ebpf::field;
 use accountant_ebpf::memory::{net_of_current, read};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel_str};
@@ -169,13 +169,15 @@ unsafe extern "C" fn step_chain(_: u32, walk: *mut Walk) -> i64 {
     let Some(next) = read::<u64>(walk.next) else { return unreadable(walk) };
     let Some(name) = read::<u64>(chain + field!(chain_name)) else { return unreadable(walk) };
     walk.next = next;
-    let mut key = ChainKeyName { bytes: [0; CHAIN_NAME] };
-    // SAFETY: the helper writes no more than the key has room for.
-    unsafe {
-        bpf_probe_read_kernel_str((&raw mut key.bytes).cast(), CHAIN_NAME as u32, name as *const _);
-    }
-    // SAFETY: the agent changes the map only while no walk is under way.
-    let Some(&wanted) = (unsafe { WANTED.get(&key) }) else { return 0 };
+    let Some(key) = NAME.get_ptr_mut(0) else { return unreadable(walk) };
+    // SAFETY: a value of the map, which only the caller of this program looks at; the helper writes no more than there is
+    // room for. The agent changes the other map only while no walk is under way.
+    let wanted = unsafe {
+        *key = ChainKeyName { bytes: [0; CHAIN_NAME] };
+        bpf_probe_read_kernel_str((&raw mut (*key).bytes).cast(), CHAIN_NAME as u32, name as *const _);
+        WANTED.get(&*key)
+    };
+    let Some(&wanted) = wanted else { return 0 };
     walk.chain = wanted;
     if walk.packed {
         return crate::packed::walk_rules(walk, chain);
@@ -218,7 +220,7 @@ unsafe extern "C" fn step_rule(_: u32, walk: *mut Walk) -> i64 {
     // SAFETY: a value of the map, which only the caller of this program looks at.
     unsafe { *walked = WalkedRule { handle, counter: walk.counter, chain: walk.chain, padding: 0 } };
     walk.count += 1;
-    i64::from(walk.count > CAPACITY)
+    i64::from(walk.count > MAX_RULES)
 }
 
 /// The first counter of a rule is the one that counts.

@@ -5,7 +5,7 @@
 //! one behind the other, each with eight bytes in front of its expressions; the last one has none and says so.
 
 use crate::nft::{EXPRESSIONS, RULES, Walk, part, step_expression, unreadable};
-use accountant_abi::in_place::{CAPACITY, Outcome, PackedRule};
+use accountant_abi::in_place::{MAX_RULES, Outcome, PackedRule};
 use accountant_ebpf::field;
 use accountant_ebpf::memory::read;
 use aya_ebpf::helpers::generated::bpf_loop;
@@ -64,5 +64,5 @@ unsafe extern "C" fn step_packed(_: u32, walk: *mut Walk) -> i64 {
         };
     }
     walk.count += 1;
-    i64::from(walk.count > CAPACITY)
+    i64::from(walk.count > MAX_RULES)
 }

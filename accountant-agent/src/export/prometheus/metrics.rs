@@ -262,6 +262,10 @@ metrics! {
         ["source"]
         "Packets that policy decided about by the dataplane's own counters, less those whose verdict was read; a lasting one was not seen."
         "for sources without counters of a second kind: all but calico-bpf"
+    SOURCE_CHECKED Counter "calico_accountant_reconcile_checked_total" in "packets"
+        ["source" "result"]
+        "Packets that rules and programs in the kernel both should have charged, compared when a workload's traffic has rested for a second: `agreed`; `rules_only` where the programs could not tell who decided or did not see it; `programs_only` where the rules' counters lack it."
+        "without programs in the kernel, and until traffic has rested"
     SOURCE_ERRORS Counter "calico_accountant_source_errors_total" in "readings"
         ["source" "reason"]
         "Readings of the source that failed, by kind of failure."

@@ -236,6 +236,7 @@ fn source_families(text: &mut Text<'_>, sources: &[SourceStatus]) {
     each(&metrics::SOURCE_READS, &|source| Some(source.reads as f64));
     each(&metrics::SOURCE_DIFFERENCE, &|source| source.difference.map(|packets| packets as f64));
     each(&metrics::SOURCE_RESETS, &|source| Some(source.resets as f64));
+    by_kind(text, &metrics::SOURCE_CHECKED, "result", sources, |source| &source.compared);
     by_kind(text, &metrics::SOURCE_ERRORS, "reason", sources, |source| &source.errors);
     by_kind(text, &metrics::SOURCE_EVENTS, "event", sources, |source| &source.notes);
 }

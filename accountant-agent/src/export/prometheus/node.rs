@@ -28,12 +28,13 @@ impl Reach {
     pub(super) fn new(accounts: &Accounts) -> Self {
         let mut endpoints: BTreeMap<&str, bool> = BTreeMap::new();
         let mut policies: BTreeMap<[&str; 4], BTreeSet<&str>> = BTreeMap::new();
-        for account in accounts.own.iter().filter(|account| !account.interface.is_empty()) {
-            endpoints.insert(&account.interface, !label(account, "endpoint").is_empty());
+        for account in &accounts.own {
+            let is_host = !label(account, "endpoint").is_empty();
+            endpoints.extend(account.interfaces.iter().map(|interface| (&**interface, is_host)));
             let policy = POLICY.map(|name| label(account, name));
             // A group is no policy; its members have accounts of their own.
             if account.family == Family::Policy && policy[1] != "PolicyGroup" {
-                policies.entry(policy).or_default().insert(&account.interface);
+                policies.entry(policy).or_default().extend(account.interfaces.iter().map(|i| &**i));
             }
         }
         let hosts = endpoints.values().filter(|is_host| **is_host).count() as u64;
