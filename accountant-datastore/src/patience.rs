@@ -54,8 +54,13 @@ impl Waits {
 
 /// A time between this and one and a half times this.
 pub(crate) fn spread(time: Duration) -> Duration {
+    time + within(time / 2)
+}
+
+/// A time up to this, so that all agents that see something at the same moment do not act at the same moment.
+pub(crate) fn within(time: Duration) -> Duration {
     let jitter = ExponentialBuilder::default().with_min_delay(time).with_jitter().build().next();
-    time + jitter.unwrap_or(time).saturating_sub(time) / 2
+    jitter.unwrap_or(time).saturating_sub(time)
 }
 
 #[cfg(test)]
@@ -72,5 +77,7 @@ mod tests {
         let times: std::collections::BTreeSet<_> = (0..20).map(|_| spread(LONGEST)).collect();
         assert!(times.len() > 10);
         assert!(times.iter().all(|time| *time >= LONGEST && *time <= LONGEST * 3 / 2));
+        assert!((0..20).all(|_| within(LONGEST) <= LONGEST));
+        assert_eq!(within(Duration::ZERO), Duration::ZERO);
     }
 }

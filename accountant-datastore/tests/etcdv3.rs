@@ -7,8 +7,14 @@ use accountant_datastore::convert::Settings;
 use accountant_datastore::etcdv3::{Connection, Etcd, Servers};
 use accountant_datastore::secret::Pem;
 use accountant_rigs::{etcd_entries, fixtures};
+use common::wire::Wire;
 use common::{Has, Names, check_felix, check_fixture, set};
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Permission, Txn, TxnOp};
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Permission, RoleRevokePermissionOptions, Txn,
+    TxnOp,
+};
+use std::fmt::Display;
+use std::time::Duration;
 
 const ROOT: &str = "/calico/resources/v3/projectcalico.org/";
 
@@ -68,8 +74,37 @@ impl Store {
         let servers = Servers::Endpoints(vec![self.etcd.endpoint().into()]);
         let mut connection = Connection { servers, ..Connection::default() };
         change(&mut connection);
-        Names::of(Etcd { connection, settings: Settings::new("worker-1", "") })
+        follow(connection)
     }
+
+    /// What one gets over a wire that can be held.
+    async fn names_by_wire(&self) -> (Wire, Names) {
+        let wire = Wire::to(self.etcd.endpoint().trim_start_matches("http://")).await;
+        let servers = Servers::Endpoints(vec![format!("http://{}", wire.address()).into()]);
+        let names = self.names_with(|connection| connection.servers = servers);
+        (wire, names)
+    }
+
+    /// Stores many objects, some at once.
+    async fn put_all(&mut self, objects: &[(String, String)], at_once: usize) {
+        for some in objects.chunks(at_once) {
+            let puts = some.iter().map(|(key, value)| TxnOp::put(format!("{ROOT}{key}"), &**value, None));
+            let puts: Vec<_> = puts.collect();
+            let always = Compare::version("none", CompareOp::Equal, 0);
+            self.client.txn(Txn::new().when([always]).and_then(puts)).await.unwrap();
+        }
+    }
+}
+
+fn follow(connection: Connection) -> Names {
+    let etcd = Etcd::new(connection, Settings::new("worker-1", ""));
+    Names::of(Etcd { again_within: Duration::from_millis(100), ..etcd })
+}
+
+/// A policy of about this many bytes.
+fn large(name: impl Display, bytes: usize) -> (String, String) {
+    let value = format!(r#"{{"spec": {{"tier": "default", "selector": "{}"}}}}"#, "x".repeat(bytes));
+    (format!("networkpolicies/n/{name}"), value)
 }
 
 #[tokio::test]
@@ -145,20 +180,61 @@ async fn changes_are_followed_and_other_nodes_left_out() {
 #[tokio::test]
 async fn a_store_of_many_pages_is_read_whole() {
     let mut store = Store::new().await;
-    for batch in 0..15 {
-        let put = |number| {
-            let key = format!("{ROOT}networkpolicies/n/p{batch}-{number}");
-            TxnOp::put(key, r#"{"spec": {"tier": "default"}}"#, None)
-        };
-        let puts: Vec<_> = (0..100).map(put).collect();
-        let always = Compare::version("none", CompareOp::Equal, 0);
-        store.client.txn(Txn::new().when([always]).and_then(puts)).await.unwrap();
-    }
+    let policies: Vec<_> = (0..1500).map(|number| large(number, 0)).collect();
+    store.put_all(&policies, 100).await;
     let mut names = store.names();
     names.in_sync().await;
     assert_eq!(names.policy_names().len(), 1500);
     store.client.delete(ROOT, Some(DeleteOptions::new().with_prefix())).await.unwrap();
     names.until("nothing", |names| names.policy_names().is_empty()).await;
+}
+
+/// A page of these has 20 MB.
+#[tokio::test]
+async fn large_values_are_read_in_smaller_pages() {
+    let mut store = Store::new().await;
+    let policies: Vec<_> = (0..600).map(|number| large(number, 40_000)).collect();
+    store.put_all(&policies, 25).await;
+    let mut names = store.names();
+    names.in_sync().await;
+    assert_eq!((names.policy_names().len(), names.count("list")), (600, 0));
+}
+
+#[tokio::test]
+async fn other_nodes_endpoints_never_end_a_session_where_all_are_watched() {
+    let mut store = Store::new().await;
+    let profiles: Vec<_> = (0..201).map(|number| (format!("profiles/kns.n{number}"), "{}".into())).collect();
+    store.put_all(&profiles, 100).await;
+    let (wire, mut names) = store.names_by_wire().await;
+    names.in_sync().await;
+    let other = |number: usize| (format!("workloadendpoints/n1/worker--2-k8s-{number}-eth0"), "{}".into());
+    let others: Vec<_> = (0..10_100).map(other).collect();
+    store.put_all(&others, 100).await;
+    store.endpoint("n1", "worker-1", "own").await;
+    names.until("all before it", |names| names.pods() == set(&["n1/own"])).await;
+    store.policy("after").await;
+    names.until("what comes after it", |names| names.policy_names() == set(&["n/after"])).await;
+    assert_eq!(wire.connections(), 1);
+}
+
+#[tokio::test]
+async fn what_a_watch_that_is_behind_has_missed_is_read_again() {
+    let mut store = Store::new().await;
+    store.policy("goes").await;
+    let (wire, mut names) = store.names_by_wire().await;
+    names.in_sync().await;
+    wire.hold();
+    // More than etcd keeps for one that does not take it.
+    for number in 0..2000 {
+        let (key, value) = large(number % 10, 8000);
+        store.put(&key, &value).await;
+    }
+    store.delete("networkpolicies/n/goes").await;
+    store.compact().await;
+    wire.release();
+    names.until("all", |names| names.policy_names().len() == 10 && names.count("compacted") > 0).await;
+    names.in_sync().await;
+    assert!(!names.policy_names().contains("n/goes"));
 }
 
 #[tokio::test]
@@ -263,8 +339,6 @@ async fn certificates_are_checked_and_read_again() {
         ca: Some(file(&etcd, "ca.crt")),
         identity: Some((file(&etcd, "client.crt"), file(&etcd, "client.key"))),
     };
-    let settings = Settings::new("worker-1", "");
-    let follow = |connection: Connection| Names::of(Etcd { connection, settings: settings.clone() });
     let mut names = follow(good.clone());
     names.in_sync().await;
 
@@ -330,10 +404,27 @@ async fn a_user_reads_what_it_may() {
     store.names().error("cannot list").await;
 
     // What is allowed later is read then: a session ends when it is told to look again.
-    let options = ConnectOptions::new().with_user("root", "r");
-    let mut root = Client::connect([store.etcd.endpoint()], Some(options)).await.unwrap();
-    root.role_grant_permission("reader", Permission::read(ROOT).with_prefix()).await.unwrap();
+    let endpoint = store.etcd.endpoint();
+    let root = async || {
+        let options = ConnectOptions::new().with_user("root", "r");
+        Client::connect([&endpoint], Some(options)).await.unwrap()
+    };
+    root().await.role_grant_permission("reader", Permission::read(ROOT).with_prefix()).await.unwrap();
     store.etcd.restart().unwrap();
     names.in_sync().await;
     assert_eq!(names.policy_names(), set(&["n/hidden"]));
+
+    // Without all of this again, what was read before stays, and is followed as far as it may be.
+    for part in ["", "clusterinformations/"] {
+        let options = RoleRevokePermissionOptions::new().with_prefix();
+        root().await.role_revoke_permission("reader", format!("{ROOT}{part}"), Some(options)).await.unwrap();
+    }
+    store.etcd.restart().unwrap();
+    names.error("cannot list networkpolicies in etcd").await;
+    names.error("cannot list clusterinformations in etcd").await;
+    let value =
+        r#"{"spec": {"node": "worker-1", "orchestrator": "k8s", "pod": "b", "interfaceName": "cali-b"}}"#;
+    root().await.put(format!("{ROOT}workloadendpoints/n/worker--1-k8s-b-eth0"), value, None).await.unwrap();
+    names.until("the rest", |names| names.pods() == set(&["n/a", "n/b"])).await;
+    assert_eq!((names.policy_names(), names.status().in_sync), (set(&["n/hidden"]), false));
 }

@@ -57,7 +57,7 @@ pub fn datastore(names: &Names) -> (&'static str, Subscription) {
             accountant_datastore::start(kubernetes)
         }
         Datastore::Etcdv3(connection) => {
-            accountant_datastore::start(with_reports(Etcd { connection, settings }, names))
+            accountant_datastore::start(with_reports(Etcd::new(connection, settings), names))
         }
         Datastore::Manifests(folder) => accountant_datastore::start(Manifests::new(folder, settings)),
     };

@@ -62,6 +62,12 @@ impl EtcdError {
             if i32::from(status.code()) == PERMISSION_DENIED)
     }
 
+    /// Whether an answer was larger than we take, so that less is to be asked for.
+    pub(super) fn is_too_large(&self) -> bool {
+        matches!(self, Self::List { source: etcd_client::Error::GRpcStatus(status), .. }
+            if status.message().contains("message length too large"))
+    }
+
     /// Whether what was to be read is gone, so that reading anew right now helps.
     pub(super) fn is_compaction(&self) -> bool {
         match self {

@@ -48,7 +48,7 @@ impl Kind {
     }
 }
 
-/// Keys from one on and before another.
+/// Keys from one on and before another; without that, the one alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) from: Vec<u8>,
@@ -56,6 +56,11 @@ pub(super) struct Range {
 }
 
 impl Range {
+    /// One key.
+    pub(super) fn key(key: &str) -> Self {
+        Self { from: key.into(), to: Vec::new() }
+    }
+
     /// All keys that begin so. The last byte of our prefixes has a successor.
     pub(super) fn prefix(prefix: impl Into<Vec<u8>>) -> Self {
         let from = prefix.into();

@@ -20,6 +20,7 @@ use crate::health::Health;
 use crate::patience::Waits;
 use crate::{Datastore, Outlet, explain};
 use session::{CONNECTION, Ended, Session};
+use std::time::Duration;
 
 /// etcd, to be started with [`crate::start`].
 #[derive(Clone, Debug)]
@@ -28,9 +29,16 @@ pub struct Etcd {
     pub connection: Connection,
     /// What conversion must know of this node.
     pub settings: Settings,
+    /// Where all agents see at the same moment that they must read everything again: within which time they do.
+    pub again_within: Duration,
 }
 
 impl Etcd {
+    /// With the usual time.
+    pub fn new(connection: Connection, settings: Settings) -> Self {
+        Self { connection, settings, again_within: Duration::from_secs(30) }
+    }
+
     async fn follow(self, outlet: &Outlet) {
         let mut waits = Waits::default();
         let (mut cache, mut health) = (Cache::default(), Health::default());

@@ -1,6 +1,8 @@
 //! A subscriber: everything that a datastore told, and how it says that it does.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses its part")]
 
+pub mod wire;
+
 use accountant_core::Direction;
 use accountant_core::calico::names::{MAX_IPTABLES, pod_interface};
 use accountant_core::calico::policy::{Generation, PolicyId, PolicyKind};
