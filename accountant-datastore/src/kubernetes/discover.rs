@@ -16,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What was found.
 pub(super) struct Found {
-    pub(super) kinds: Vec<&'static Kind>,
+    /// The kinds that are served; nothing if the server does not tell.
+    pub(super) kinds: Option<Vec<&'static Kind>>,
     /// The labels of this node, if they were asked for.
     pub(super) labels: Option<Result<Labels, kube::Error>>,
 }
@@ -58,12 +59,12 @@ async fn labels(client: Client, node: &str) -> Result<Labels, kube::Error> {
     Ok(node.metadata.labels.unwrap_or_default())
 }
 
-/// The kinds that are served. What cannot be found out about single groups is taken to be there: a watch then tells.
-async fn served(client: Client, told: Option<ApiGroup>) -> Result<Vec<&'static Kind>, kube::Error> {
+/// The kinds that are served; nothing if the server does not tell us, and will not. What cannot be found out about single
+/// groups is taken to be there: a watch then tells.
+async fn served(client: Client, told: Option<ApiGroup>) -> Result<Option<Vec<&'static Kind>>, kube::Error> {
     let groups = match client.list_api_groups().await {
         Ok(groups) => groups.groups,
-        // A server that does not tell is one; without Calico's rule to go by, Calico takes v1.
-        Err(kube::Error::Api(_)) => return Ok(wanted(told.unwrap_or(ApiGroup::CrdV1)).collect()),
+        Err(kube::Error::Api(status)) if [403, 404].contains(&status.code) => return Ok(None),
         Err(error) => return Err(error),
     };
     let group = api_group(told, |name| groups.iter().any(|group| group.name == name));
@@ -89,5 +90,5 @@ async fn served(client: Client, told: Option<ApiGroup>) -> Result<Vec<&'static K
             kinds.push(kind);
         }
     }
-    Ok(kinds)
+    Ok(Some(kinds))
 }

@@ -4,21 +4,27 @@
 //! watches go on from where they were: they need not list again. It also tells which watches were opened, which the library
 //! keeps to itself.
 
-use super::Kubernetes;
 use super::connection::{Connection, Overrides, Source};
 use super::follow::CONNECTION;
+use super::{KeepAlive, Kubernetes};
 use crate::cache::Cache;
 use crate::health::Health;
 use crate::patience::Waits;
 use crate::secret::{Pem, PemError};
 use crate::{Outlet, explain};
 use http::{Request, Response};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::Client;
-use kube::client::Body;
+use kube::client::{Body, ConfigExt};
 use kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tower::ServiceBuilder;
+use tower_http::decompression::DecompressionLayer;
 
 /// How long a connection may take to come about, and how long an answer may be silent: longer than any watch lasts, so only
 /// what hangs is ended.
@@ -46,6 +52,7 @@ pub(super) enum DoorError {
 #[derive(Clone)]
 pub(super) struct Door {
     connection: Arc<Connection>,
+    keep_alive: KeepAlive,
     real: Arc<Mutex<Client>>,
 }
 
@@ -53,10 +60,11 @@ impl Door {
     /// Opens it. Paths of watches that the server opens are sent to `opened`.
     pub(super) async fn open(
         connection: &Connection,
+        keep_alive: KeepAlive,
         opened: mpsc::UnboundedSender<String>,
     ) -> Result<(Self, Client), DoorError> {
-        let real = Arc::new(Mutex::new(client(connection).await?));
-        let door = Self { connection: Arc::new(connection.clone()), real: real.clone() };
+        let real = Arc::new(Mutex::new(client(connection, keep_alive).await?));
+        let door = Self { connection: Arc::new(connection.clone()), keep_alive, real: real.clone() };
         let service = tower::service_fn(move |request: Request<Body>| {
             let real = real.lock().unwrap_or_else(PoisonError::into_inner).clone();
             send(real, request, opened.clone())
@@ -66,7 +74,7 @@ impl Door {
 
     /// Exchanges the client for one of the settings as they are now.
     pub(super) async fn renew(&self) -> Result<(), DoorError> {
-        let fresh = client(&self.connection).await?;
+        let fresh = client(&self.connection, self.keep_alive).await?;
         *self.real.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
@@ -81,7 +89,7 @@ pub(super) async fn open(
 ) -> (Door, Client) {
     let mut waits = Waits::default();
     loop {
-        match Door::open(&kubernetes.connection, opened.clone()).await {
+        match Door::open(&kubernetes.connection, kubernetes.keep_alive, opened.clone()).await {
             Ok(open) => return open,
             Err(error) => {
                 let advice = "see KUBECONFIG, K8S_API_ENDPOINT and the files they name; it is tried again";
@@ -108,8 +116,44 @@ async fn send(
     Ok(response)
 }
 
-async fn client(connection: &Connection) -> Result<Client, DoorError> {
-    Ok(Client::try_from(config(connection).await?)?)
+/// Makes a client: one connection for all watches where the server speaks HTTP/2, and never one that is dead without our
+/// being told, as behind a firewall or load balancer that has forgotten it. (The library's own has a connection for each
+/// watch, and believes in it until the watch would end.)
+async fn client(connection: &Connection, keep_alive: KeepAlive) -> Result<Client, DoorError> {
+    let config = config(connection).await?;
+    if config.proxy_url.is_some() {
+        // The library has words for that.
+        return Ok(Client::try_from(config)?);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(keep_alive.after));
+    tcp.set_keepalive_interval(Some(keep_alive.patience / 3));
+    tcp.set_keepalive_retries(Some(3));
+    let tls = HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
+    let tls = match config.tls_server_name.as_deref().map(|name| name.to_string().try_into()) {
+        None => tls,
+        Some(Ok(name)) => tls.with_server_name_resolver(FixedServerNameResolver::new(name)),
+        Some(Err(_)) => return Ok(Client::try_from(config)?),
+    };
+    let mut connector = TimeoutConnector::new(tls.enable_all_versions().wrap_connector(tcp));
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(keep_alive.after)
+        .http2_keep_alive_timeout(keep_alive.patience)
+        .http2_keep_alive_while_idle(true)
+        .build::<_, Body>(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .layer(DecompressionLayer::new())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(tower::BoxError::from)
+        .service(http);
+    Ok(Client::new(service, config.default_namespace))
 }
 
 async fn config(connection: &Connection) -> Result<Config, DoorError> {

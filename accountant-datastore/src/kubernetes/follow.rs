@@ -3,21 +3,22 @@
 //! Invariant: each kind is listed and followed by itself; what happens to one takes nothing from the others. What was told
 //! stays until a complete list says otherwise.
 
+mod found;
+
 use super::Kubernetes;
-use super::discover::{Found, find};
+use super::discover::Found;
 use super::door::{Door, open};
 use super::failure::{self, Remedy};
 use super::item::{identify, told};
 use super::kinds::{Kind, Role};
 use super::pods::Pods;
-use super::prefixes::Labels;
 use super::watch::{Change, watch_kind};
 use crate::cache::{Cache, Came};
 use crate::convert::Resource;
 use crate::etcdv3::ready::is_ready_now;
 use crate::health::Health;
 use crate::local::{self, LocalEndpoints};
-use crate::patience::{Waits, spread};
+use crate::patience::Waits;
 use crate::{Disconnected, Outlet, explain};
 use accountant_core::index::ObjectKey;
 use futures_util::future::BoxFuture;
@@ -65,6 +66,9 @@ struct Follower<'a> {
     discovered: bool,
     discovery: BoxFuture<'static, Result<Found, kube::Error>>,
     discover_after: Duration,
+    discover_waits: Waits,
+    /// The server did not tell which kinds there are.
+    guessed: bool,
     /// The datastore is not in use: Calico's kinds stay as they are.
     frozen: bool,
 }
@@ -130,6 +134,8 @@ impl<'a> Follower<'a> {
             discovered: false,
             discovery: std::future::pending().boxed(),
             discover_after: kubernetes.discover_after.0,
+            discover_waits: Waits::default(),
+            guessed: false,
             frozen: false,
         };
         follower.discover_in(Duration::ZERO);
@@ -138,70 +144,6 @@ impl<'a> Follower<'a> {
 
     fn is_in_sync(&self) -> bool {
         self.discovered && !self.frozen && self.followed.values().all(|followed| followed.listed)
-    }
-
-    /// Plans to find out which kinds there are.
-    fn discover_in(&mut self, wait: Duration) {
-        let labels_matter = self.pods.prefixes().want_labels();
-        let node = labels_matter.then(|| self.kubernetes.settings.node.to_string());
-        self.discovery = find(self.client.clone(), self.kubernetes.connection.api_group, node, wait);
-    }
-
-    fn discovered(&mut self, found: Result<Found, kube::Error>) {
-        let (first, longest) = self.kubernetes.discover_after;
-        match found {
-            Ok(found) => {
-                self.discovered = true;
-                self.health.works(CONNECTION);
-                self.follow_these(&found.kinds);
-                self.labelled(found.labels);
-            }
-            Err(error) => {
-                let failure = failure::of("find out what the API server serves", &error, "discover");
-                self.health.fail(CONNECTION, failure.reason, failure.text);
-                self.discover_after = self.discover_after.min(first);
-                self.renew_soon();
-            }
-        }
-        self.discover_in(spread(self.discover_after));
-        self.discover_after = (self.discover_after * 2).min(longest);
-    }
-
-    /// Takes what came of asking for this node's labels; nothing if they do not matter.
-    fn labelled(&mut self, labels: Option<Result<Labels, kube::Error>>) {
-        match labels.transpose() {
-            Ok(labels) => {
-                self.health.works(NODE);
-                if let Some(labels) = labels {
-                    self.pods.labelled(labels, &mut self.cache);
-                }
-            }
-            Err(error) => {
-                let doing = format!("get the labels of node {}", self.kubernetes.settings.node);
-                let failure = failure::of(&doing, &error, "list");
-                self.health.fail(NODE, failure.reason, failure.text);
-            }
-        }
-    }
-
-    fn follow_these(&mut self, kinds: &[&'static Kind]) {
-        let followed = self.followed.values().map(|followed| followed.kind);
-        let gone: Vec<_> = followed.filter(|kind| !kinds.contains(kind)).collect();
-        for kind in gone {
-            self.forget(kind);
-        }
-        for kind in kinds {
-            let held = self.frozen && kind.is_calicos() && kind.role != Role::Ready;
-            if !held && !self.followed.contains_key(&id(kind)) && self.is_wanted(kind) {
-                tracing::debug!(kind = kind.full_name(), "following");
-                self.start(kind);
-            }
-        }
-    }
-
-    /// Without need of what FelixConfiguration says, nobody need be allowed to read it.
-    fn is_wanted(&self, kind: &Kind) -> bool {
-        kind.role != Role::Prefix || !self.kubernetes.prefix_is_told
     }
 
     fn start(&mut self, kind: &'static Kind) {
@@ -289,8 +231,9 @@ impl<'a> Follower<'a> {
             Remedy::Discover => {
                 self.health.count(failure.reason);
                 self.forget(kind);
-                self.discover_after = self.kubernetes.discover_after.0;
-                self.discover_in(spread(self.discover_after / 10));
+                if !self.guessed {
+                    self.discover_soon();
+                }
             }
         }
     }
@@ -342,13 +285,6 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// As soon as something depends on this node's labels, they are asked for; later, whenever kinds are looked for.
-    fn ask_for_labels(&mut self) {
-        if self.pods.prefixes().miss_labels() {
-            self.discover_in(Duration::ZERO);
-        }
-    }
-
     /// While the datastore is being migrated, what was told stays; then Calico's kinds are looked at anew.
     fn set_ready(&mut self, ready: bool) {
         if ready != self.frozen {
@@ -357,25 +293,14 @@ impl<'a> Follower<'a> {
         self.frozen = !ready;
         if ready {
             self.health.works(READY);
-            self.discover_after = self.kubernetes.discover_after.0;
-            self.discover_in(Duration::ZERO);
+            // What was held is not followed before that.
+            self.discovered = false;
+            self.discover_soon();
         } else {
             let error = "the datastore is not ready: ClusterInformation says datastoreReady: false, as while it is \
                          being migrated; the names of before are kept";
             self.health.fail(READY, "not_ready", error.into());
             self.hold();
-        }
-    }
-
-    /// Ends the watches of Calico's kinds that were listed; those that were not are listed once.
-    fn hold(&mut self) {
-        let held = |followed: &Followed| {
-            followed.listed && followed.kind.is_calicos() && followed.kind.role != Role::Ready
-        };
-        let held: Vec<_> = self.followed.values().filter(|f| held(f)).map(|f| id(f.kind)).collect();
-        for name in held {
-            self.watches.remove(&name);
-            self.followed.remove(&name);
         }
     }
 

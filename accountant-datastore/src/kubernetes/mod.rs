@@ -43,6 +43,17 @@ pub struct Kubernetes {
     pub endpoint_status: Option<PathBuf>,
     /// How soon, and at last how often, it is looked for kinds that were installed later.
     pub discover_after: (Duration, Duration),
+    /// How soon a connection that is dead is given up.
+    pub keep_alive: KeepAlive,
+}
+
+/// When a silent connection is asked whether it is alive.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepAlive {
+    /// How long it may be silent.
+    pub after: Duration,
+    /// How long the answer may take.
+    pub patience: Duration,
 }
 
 impl Kubernetes {
@@ -54,6 +65,7 @@ impl Kubernetes {
             prefix_is_told: interface_prefix.is_some(),
             endpoint_status: Some(crate::local::FOLDER.into()),
             discover_after: (Duration::from_secs(5), Duration::from_secs(300)),
+            keep_alive: KeepAlive { after: Duration::from_secs(30), patience: Duration::from_secs(15) },
         }
     }
 }

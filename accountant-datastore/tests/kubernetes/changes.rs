@@ -132,18 +132,23 @@ pub async fn native_objects_of_3_32_are_named(binary: PathBuf) {
 pub async fn a_migration_from_v1_to_v3_loses_no_name(binary: PathBuf) {
     let cluster = Cluster::new(binary, &[CALICO, NATIVE]).await;
     cluster.np(CRD, "default.a").await;
+    cluster.np(CRD, "default.gone").await;
     cluster.np(V3, "a").await;
     cluster.np(V3, "b").await;
     // Both are served: v3 may be an API server before v1. What calico-node is told counts.
     let mut names = cluster.names();
     names.in_sync().await;
-    assert_eq!(names.policy_names(), set(&["n/a"]));
+    assert_eq!(names.policy_names(), set(&["n/a", "n/gone"]));
     let mut connection = cluster.connection();
     connection.api_group = Some(ApiGroup::V3);
     let mut told = Names::of(datastore(connection));
     told.in_sync().await;
     assert_eq!(told.policy_names(), set(&["n/a", "n/b"]));
-    // At last v1 is removed.
+    // At last v1 is locked, so that it is not followed any more, and then it is removed.
+    let locked = json!({"datastoreReady": false});
+    cluster.calico(CRD, "ClusterInformation", "clusterinformations", "default", locked).await;
+    names.error("datastoreReady: false").await;
+    assert_eq!(names.policy_names(), set(&["n/a", "n/gone"]));
     let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
     for kind in [
         "networkpolicies",

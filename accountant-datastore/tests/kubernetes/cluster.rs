@@ -1,8 +1,9 @@
 //! A real API server, and what tests do with it.
 
 use crate::common::Names;
+use crate::common::wire::Wire;
 use crate::proxy::Proxy;
-use accountant_datastore::kubernetes::{Connection, Kubernetes, Overrides, Source};
+use accountant_datastore::kubernetes::{Connection, KeepAlive, Kubernetes, Overrides, Source};
 use accountant_rigs::{ApiServer, preload, root};
 use kube::Client;
 use kube::client::Body;
@@ -163,6 +164,16 @@ impl Cluster {
         let names =
             Names::of(datastore(Connection { overrides, source: Source::Overrides, api_group: None }));
         (proxy, names)
+    }
+
+    /// What one gets over a wire that can be held.
+    pub async fn wire(&self) -> (Wire, Names) {
+        let wire = Wire::to(self.server.server().trim_start_matches("https://")).await;
+        let server = Some(format!("https://{}", wire.address()).into());
+        let connection =
+            Connection { overrides: Overrides { server, ..Overrides::default() }, ..self.connection() };
+        let keep_alive = KeepAlive { after: Duration::from_secs(1), patience: Duration::from_secs(5) };
+        (wire, Names::of(Kubernetes { keep_alive, ..datastore(connection) }))
     }
 
     /// A connection with a token of a service account.

@@ -1,14 +1,15 @@
 //! What goes wrong, and that all is well afterwards.
 
-use crate::cluster::{CRD, Cluster, admin, datastore};
+use crate::cluster::{CRD, Cluster, V3, admin, datastore};
 use crate::common::{Names, set};
 use crate::proxy::Fate;
-use accountant_datastore::kubernetes::Connection;
+use accountant_datastore::kubernetes::{Connection, Source};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
 
 const CALICO: &str = "crd.projectcalico.org";
+const NATIVE: &str = "projectcalico.org";
 
 pub async fn a_server_that_is_gone_takes_no_name_and_afterwards_all_is_as_stored(binary: PathBuf) {
     let cluster = Cluster::new(binary, &[CALICO]).await;
@@ -51,14 +52,21 @@ pub async fn answers_that_refuse_are_outlasted(binary: PathBuf) {
     proxy.rule(|_| Fate::Slow(Duration::from_millis(200)));
     names.in_sync().await;
     let mut wanted = vec!["n/k0".to_string()];
-    for (number, status) in [410, 429, 500, 503].into_iter().enumerate() {
-        proxy.rule(
-            move |target| if target.contains("watch=true") { Fate::Answer(status) } else { Fate::Pass },
-        );
+    let fates = [Fate::Answer(410), Fate::Answer(429), Fate::Answer(500), Fate::Answer(503), Fate::Expire];
+    for (number, fate) in fates.into_iter().enumerate() {
+        let expires = matches!(fate, Fate::Answer(410) | Fate::Expire);
+        let of_watches = move |target: &str| {
+            if target.contains("watch=true") { fate.clone() } else { Fate::Pass }
+        };
+        proxy.rule(of_watches);
         let lists = || proxy.seen().iter().filter(|seen| seen.contains("resourceVersion=0")).count();
-        let before = lists();
+        let (before, expired) = (lists(), names.count("expired"));
         proxy.cut();
-        names.until("refused", |names| names.count("expired") > 0 || !names.status().in_sync).await;
+        let refused = |names: &Names| match expires {
+            true => names.count("expired") > expired,
+            false => !names.status().in_sync,
+        };
+        names.until("refused", refused).await;
         let name = format!("k{}", number + 1);
         cluster.knp(&name).await;
         wanted.push(format!("n/{name}"));
@@ -66,7 +74,7 @@ pub async fn answers_that_refuse_are_outlasted(binary: PathBuf) {
         let wanted: Vec<_> = wanted.iter().map(String::as_str).collect();
         names.until("after it", |names| names.policy_names() == set(&wanted)).await;
         names.in_sync().await;
-        assert_eq!(lists() > before, status == 410, "only what is gone is listed anew: {:?}", proxy.seen());
+        assert_eq!(lists() > before, expires, "only what is gone is listed anew: {:?}", proxy.seen());
     }
     // A whole server that answers nothing but errors, discovery included.
     proxy.rule(|_| Fate::Answer(500));
@@ -75,13 +83,78 @@ pub async fn answers_that_refuse_are_outlasted(binary: PathBuf) {
             server: Some(proxy.url().into()),
             ..Default::default()
         },
-        source: accountant_datastore::kubernetes::Source::Overrides,
+        source: Source::Overrides,
         api_group: None,
     }));
     late.error("(500)").await;
     proxy.rule(|_| Fate::Pass);
     late.in_sync().await;
     assert_eq!(late.policy_names(), names.policy_names());
+}
+
+pub async fn what_the_server_does_not_tell_takes_no_name(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[NATIVE]).await;
+    cluster.np(V3, "a").await;
+    let (proxy, mut names) = cluster.proxy().await;
+    names.in_sync().await;
+    let mut refuse = async |status: u16, names: &mut Names| {
+        proxy.rule(move |target| if target == "/apis" { Fate::Answer(status) } else { Fate::Pass });
+        let asked = || proxy.seen().iter().filter(|target| *target == "/apis").count();
+        // When it is asked again, what came of the last answer is done.
+        let before = asked();
+        while asked() < before + 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let after = format!("after-{status}");
+        cluster.np(V3, &after).await;
+        let after = format!("n/{after}");
+        names.until(&after, |names| names.policy_names().contains(&after)).await;
+        assert!(names.policy_names().contains("n/a"), "{status}");
+    };
+    for status in [403, 404, 500, 429] {
+        refuse(status, &mut names).await;
+    }
+    assert!(names.count("discover") > 0 && names.count("throttled") > 0);
+    proxy.rule(|_| Fate::Pass);
+    names.in_sync().await;
+    assert_eq!(names.policy_names().len(), 5);
+}
+
+pub async fn a_connection_that_is_dead_is_given_up(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[CALICO]).await;
+    cluster.knp("first").await;
+    let (wire, mut names) = cluster.wire().await;
+    names.in_sync().await;
+    cluster.np(CRD, "second").await;
+    names.until("all", |names| names.policy_names() == set(&["n/first", "n/second"])).await;
+    assert_eq!(wire.connections(), 1, "all watches are on one connection");
+    wire.hold();
+    cluster.knp("third").await;
+    names.until("what nobody told us", |names| names.policy_names().contains("n/third")).await;
+    names.in_sync().await;
+}
+
+pub async fn tokens_and_authorities_are_checked_and_read_again(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[CALICO]).await;
+    cluster.knp("a").await;
+    let folder = tempfile::tempdir().unwrap();
+    let [token, ca] = ["token", "ca.crt"].map(|name| folder.path().join(name));
+    std::fs::write(&token, "expired").unwrap();
+    accountant_rigs::Certificates::make(folder.path()).unwrap();
+    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{"name": "c", "cluster": {"server": cluster.server.server(), "certificate-authority": ca}}],
+        "users": [{"name": "u", "user": {"tokenFile": token}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}]});
+    let source = Source::Inline(kubeconfig.to_string().as_str().into());
+    let mut names = Names::of(datastore(Connection { source, ..cluster.connection() }));
+    names.error("certificate").await;
+    assert_eq!(names.count("unauthorized"), 0, "a server that is not known is told no token");
+    std::fs::copy(cluster.server.ca(), &ca).unwrap();
+    names.error("(401)").await;
+    assert!(names.count("unauthorized") > 0);
+    std::fs::write(&token, cluster.server.token()).unwrap();
+    names.in_sync().await;
+    assert_eq!(names.policy_names(), set(&["n/a"]));
 }
 
 pub async fn a_restart_with_other_certificates_is_followed(binary: PathBuf) {
@@ -213,5 +286,5 @@ pub async fn a_datastore_that_is_not_ready_keeps_its_last_names(binary: PathBuf)
     names.until("own", |names| names.policy_names() == set(&["n/own", "n/stays"])).await;
     cluster.patch(path, json!({"spec": ready(true)})).await;
     names.in_sync().await;
-    names.until("after it", |names| names.policy_names() == set(&["n/new", "n/own"])).await;
+    assert_eq!(names.policy_names(), set(&["n/new", "n/own"]), "in sync is said when all is followed again");
 }

@@ -21,6 +21,8 @@ pub enum Fate {
     Pass,
     /// It is answered with this status.
     Answer(u16),
+    /// It is answered well, and the first event of the watch says that it is over (410).
+    Expire,
     /// The API server answers it, after this time.
     Slow(Duration),
 }
@@ -113,16 +115,14 @@ async fn answer(
         state.seen.push(target.clone());
         (state.rule)(&target)
     };
-    let status = match fate {
-        Fate::Pass => None,
-        Fate::Answer(status) => Some(status),
-        Fate::Slow(time) => {
-            tokio::time::sleep(time).await;
-            None
+    match fate {
+        Fate::Pass => {}
+        Fate::Answer(status) => return Ok(refuse(status)),
+        Fate::Expire => {
+            let event = format!(r#"{{"type": "ERROR", "object": {}}}"#, made_up(410));
+            return Ok(Response::new(Body::from(event.into_bytes())));
         }
-    };
-    if let Some(status) = status {
-        return Ok(refuse(status));
+        Fate::Slow(time) => tokio::time::sleep(time).await,
     }
     parts.uri = target.parse().unwrap();
     parts.headers.remove("host");
@@ -131,10 +131,13 @@ async fn answer(
 }
 
 fn refuse(status: u16) -> Response<Body> {
-    let body = format!(
-        r#"{{"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "made up", "reason": "Test", "code": {status}}}"#
-    );
     let response = Response::builder().status(status).header("content-type", "application/json");
     let response = response.header("retry-after", "1");
-    response.body(Body::from(body.into_bytes())).unwrap()
+    response.body(Body::from(made_up(status).into_bytes())).unwrap()
+}
+
+fn made_up(status: u16) -> String {
+    format!(
+        r#"{{"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "made up", "reason": "Test", "code": {status}}}"#
+    )
 }
