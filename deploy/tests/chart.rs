@@ -83,6 +83,8 @@ fn helm_finds_nothing_wrong(tools: &Tools) {
         // Only with the datastore kubernetes is there a token, and a role.
         let kubernetes = !row.contains("datastore.type");
         assert!(text.contains(&format!("automountServiceAccountToken: {kubernetes}\n")), "{row}");
+        // In etcd a node may have another name than in Kubernetes.
+        assert_eq!(text.contains("name: NODENAME\n"), !row.contains("etcdv3"), "{row}");
         let role = kubernetes && !row.contains("rbac.create=false");
         assert_eq!(text.contains("kind: ClusterRole\n"), role, "{row}");
         for never in ["privileged: true", "allowPrivilegeEscalation: true", "hostPID", "SYS_ADMIN"] {
