@@ -158,8 +158,9 @@ impl PolicyId {
 
     /// What each generation feeds into the hash.
     ///
-    /// C has up to three spellings: as stored, not yet renamed (`default.NAME`), and a Kubernetes policy in the etcd
-    /// datastore.
+    /// A and B have two spellings: with the tier in front, as Calico's own API stores it, and without, as it is stored where
+    /// it was made past that API (with kubectl in `crd.projectcalico.org/v1`). C has up to three: as stored, not yet renamed
+    /// (`default.NAME`), and a Kubernetes policy in the etcd datastore.
     pub fn hashed_ids(&self, tier: &TierName) -> Vec<(Generation, String)> {
         let stored = self.stored(tier);
         let name = stored.rsplit_once('/').map_or(&*stored, |(_, name)| name);
@@ -169,9 +170,16 @@ impl PolicyId {
             (Generation::B, format!("{}/{stored}", tier_of_stored(name))),
             (Generation::C, format!("{short}/{}", self.namespaced(&self.name))),
         ];
-        if matches!(self.kind, NetworkPolicy | GlobalNetworkPolicy) && tier.as_str() == "default" {
-            let not_renamed = self.namespaced(&format!("default.{}", self.name));
-            ids.push((Generation::C, format!("{short}/{not_renamed}")));
+        if matches!(self.kind, NetworkPolicy | GlobalNetworkPolicy) {
+            if tier.as_str() == "default" {
+                let not_renamed = self.namespaced(&format!("default.{}", self.name));
+                ids.push((Generation::C, format!("{short}/{not_renamed}")));
+            }
+            let plain = self.namespaced(&self.name);
+            if plain != stored {
+                ids.push((Generation::B, format!("{}/{plain}", tier_of_stored(&self.name))));
+                ids.push((Generation::A, plain));
+            }
         }
         if self.kind == KubernetesNetworkPolicy {
             ids.push((Generation::C, format!("np/{stored}")));
@@ -250,8 +258,15 @@ mod tests {
                 "cali-pi-default/default.foo",
                 "cali-pi-_z7xoIjNr3UYzlqszrHj",
                 "cali-pi-np/default/foo",
-                "cali-pi-_kqoeN6Z7AHVWsiBmNgW"
+                "cali-pi-_kqoeN6Z7AHVWsiBmNgW",
+                "cali-pi-default/default/foo",
+                "cali-pi-default/foo"
             ]
+        );
+        // What kubectl made past Calico's API, whose tier is then that of its name.
+        assert_eq!(
+            chains(id(GlobalNetworkPolicy, "", "a.b"), "default")[4..],
+            ["cali-pi-a/a.b", "cali-pi-a.b"]
         );
         assert_eq!(
             chains(id(GlobalNetworkPolicy, "", "tier1.foo"), "tier1"),
