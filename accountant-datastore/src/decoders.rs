@@ -27,5 +27,5 @@ pub fn kubernetes_object(kind: usize, json: &[u8], settings: &Settings) -> Optio
 /// A file in which Felix reports an endpoint, by its name and bytes.
 pub fn endpoint_status(file: &str, json: &[u8]) -> Option<(ObjectKey, Object)> {
     let ((namespace, pod), endpoint) = local::decode(file, json)?;
-    Some(reported::reported(&namespace, &pod, &endpoint))
+    Some(reported::reported(&namespace, &pod, &endpoint.ok()?))
 }

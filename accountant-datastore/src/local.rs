@@ -5,7 +5,7 @@
 //! ```
 //!
 //! In goes the folder; out comes what all files in it say, again whenever they change. The names of the files say the pods
-//! (`libcalico-go/lib/names/workloadendpointstatus.go`). A file that cannot be used is as one that is not there.
+//! (`libcalico-go/lib/names/workloadendpointstatus.go`). A file that cannot be used is as one that is not there, and is told.
 
 use crate::bell::Bell;
 use nix::sys::inotify::AddWatchFlags;
@@ -38,6 +38,14 @@ pub(crate) type Pod = (Box<str>, Box<str>);
 /// All endpoints, by pod.
 pub(crate) type LocalEndpoints = BTreeMap<Pod, LocalEndpoint>;
 
+/// What all files say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reports {
+    pub(crate) endpoints: LocalEndpoints,
+    /// What is wrong with files that cannot be used, by pod.
+    pub(crate) wrong: BTreeMap<Pod, String>,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
@@ -49,7 +57,7 @@ struct File {
 }
 
 /// Follows a folder, as a task of the present runtime, until nobody looks any more. What is there now is read at once.
-pub(crate) fn follow(folder: PathBuf) -> watch::Receiver<LocalEndpoints> {
+pub(crate) fn follow(folder: PathBuf) -> watch::Receiver<Reports> {
     let local = Local { folder, bell: Bell::new() };
     let (told, mut endpoints) = watch::channel(local.read());
     endpoints.mark_changed();
@@ -68,7 +76,7 @@ struct Local {
 }
 
 impl Local {
-    async fn run(&self, told: &watch::Sender<LocalEndpoints>) {
+    async fn run(&self, told: &watch::Sender<Reports>) {
         loop {
             self.wait().await;
             let endpoints = self.read();
@@ -91,7 +99,7 @@ impl Local {
         let _ = tokio::time::timeout(LOOK_AGAIN, rung).await;
     }
 
-    fn read(&self) -> LocalEndpoints {
+    fn read(&self) -> Reports {
         if let Ok(bell) = &self.bell {
             let changes = AddWatchFlags::IN_CLOSE_WRITE
                 | AddWatchFlags::IN_MOVE
@@ -102,20 +110,38 @@ impl Local {
             let _ = bell.inotify().add_watch(&self.folder, changes);
         }
         let files = fs::read_dir(&self.folder).into_iter().flatten().take(MAX_FILES).flatten();
-        files.filter_map(|file| read(&file.path())).collect()
+        let mut reports = Reports::default();
+        for path in files.map(|file| file.path()) {
+            match read(&path) {
+                Some((pod, Ok(endpoint))) => drop(reports.endpoints.insert(pod, endpoint)),
+                Some((pod, Err(error))) => drop(reports.wrong.insert(pod, error)),
+                None => {}
+            }
+        }
+        reports
     }
 }
 
-fn read(path: &Path) -> Option<(Pod, LocalEndpoint)> {
-    if fs::metadata(path).ok()?.len() > MAX_BYTES {
-        return None;
-    }
-    decode(path.file_name()?.to_str()?, &fs::read(path).ok()?)
+/// What a file says; nothing if it is none of a pod, or not there any more.
+fn read(path: &Path) -> Option<(Pod, Result<LocalEndpoint, String>)> {
+    let name = path.file_name()?.to_str()?;
+    let (pod, endpoint) = match fs::metadata(path).ok()?.len() {
+        // It was just made, and is being written.
+        0 => return None,
+        1..=MAX_BYTES => match fs::read(path) {
+            Ok(json) => decode(name, &json)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => (pod(name)?, Err(error.to_string())),
+        },
+        length => (pod(name)?, Err(format!("it has {length} bytes"))),
+    };
+    let advice = "Felix writes it anew when it is restarted";
+    Some((pod, endpoint.map_err(|error| format!("cannot use {}: {error}; {advice}", path.display()))))
 }
 
 /// What a file says, by its name and bytes.
-pub(crate) fn decode(file: &str, json: &[u8]) -> Option<(Pod, LocalEndpoint)> {
-    Some((pod(file)?, endpoint(json)?))
+pub(crate) fn decode(file: &str, json: &[u8]) -> Option<(Pod, Result<LocalEndpoint, String>)> {
+    Some((pod(file)?, endpoint(json)))
 }
 
 /// Namespace and pod of a file's name: orchestrator, workload and endpoint, each escaped as in a URL.
@@ -130,10 +156,14 @@ fn pod(file: &str) -> Option<Pod> {
     (!namespace.is_empty() && !pod.is_empty()).then(|| (namespace.into(), pod.into()))
 }
 
-fn endpoint(json: &[u8]) -> Option<LocalEndpoint> {
-    let File { iface_name, ipv4_nets, ipv6_nets } = serde_json::from_slice(json).ok()?;
+fn endpoint(json: &[u8]) -> Result<LocalEndpoint, String> {
+    let File { iface_name, ipv4_nets, ipv6_nets } =
+        serde_json::from_slice(json).map_err(|error| error.to_string())?;
     let networks = ipv4_nets.into_iter().chain(ipv6_nets).flatten().collect();
-    (!iface_name.is_empty()).then_some(LocalEndpoint { interface: iface_name, networks })
+    match iface_name.is_empty() {
+        true => Err("ifaceName is empty".into()),
+        false => Ok(LocalEndpoint { interface: iface_name, networks }),
+    }
 }
 
 #[cfg(test)]
@@ -163,9 +193,9 @@ mod tests {
     fn files_say_the_interface() {
         let json = br#"{"ifaceName": "cali1", "mac": "ee", "ipv4Nets": ["10.0.0.1/32"], "ipv6Nets": null}"#;
         let networks = vec!["10.0.0.1/32".into()];
-        assert_eq!(endpoint(json), Some(LocalEndpoint { interface: "cali1".into(), networks }));
-        assert_eq!(endpoint(br#"{"ifaceName": ""}"#), None);
-        assert_eq!(endpoint(b"nonsense"), None);
+        assert_eq!(endpoint(json), Ok(LocalEndpoint { interface: "cali1".into(), networks }));
+        assert!(endpoint(br#"{"ifaceName": ""}"#).unwrap_err().contains("ifaceName is empty"));
+        assert!(endpoint(b"nonsense").is_err() && endpoint(br#"{"mac": "ee"}"#).is_err());
     }
 
     #[tokio::test]
@@ -175,15 +205,18 @@ mod tests {
         fs::write(&file, r#"{"ifaceName": "cali1"}"#).unwrap();
         let mut endpoints = follow(folder.path().into());
         let mut until = async |wanted: Option<&str>| {
-            let fits =
-                |endpoints: &LocalEndpoints| endpoints.values().next().map(|e| &*e.interface) == wanted;
+            let fits = |reports: &Reports| reports.endpoints.values().next().map(|e| &*e.interface) == wanted;
             endpoints.wait_for(fits).await.map(drop).unwrap();
         };
         until(Some("cali1")).await;
         fs::write(folder.path().join("new"), r#"{"ifaceName": "cali2"}"#).unwrap();
         fs::rename(folder.path().join("new"), &file).unwrap();
         until(Some("cali2")).await;
-        fs::remove_file(&file).unwrap();
+        fs::write(&file, "nonsense").unwrap();
         until(None).await;
+        let error = endpoints.borrow().wrong.values().next().cloned().unwrap();
+        assert!(error.contains("shop%2Fweb eth0: expected ident"), "{error}");
+        fs::remove_file(&file).unwrap();
+        endpoints.wait_for(|reports| reports.wrong.is_empty()).await.map(drop).unwrap();
     }
 }

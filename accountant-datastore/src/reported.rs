@@ -4,13 +4,16 @@
 //! itself, what it tells counts: it knows labels. (The Kubernetes datastore does this itself, because there the files also
 //! tell interfaces that the API does not know.)
 
-use crate::local::{self, LocalEndpoint, LocalEndpoints};
+use crate::local::{self, LocalEndpoint, LocalEndpoints, Pod, Reports};
 use crate::{Datastore, Disconnected, Outlet, Status, Subscription, Update, start};
 use accountant_core::Interface;
 use accountant_core::index::{Object, ObjectKey, Workload};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use tokio::sync::watch;
+
+/// Most wrong files whose errors are told.
+const MAX_ERRORS: usize = 100;
 
 /// The kind of the keys of endpoints that only Felix tells of.
 const KIND: &str = "EndpointStatus";
@@ -54,12 +57,13 @@ impl<D: Datastore> Datastore for WithReports<D> {
 
 async fn follow(
     mut datastore: Subscription,
-    mut reports: watch::Receiver<LocalEndpoints>,
+    mut reports: watch::Receiver<Reports>,
     outlet: &Outlet,
 ) -> Result<(), Disconnected> {
     let mut merged = Merged::default();
     let first = reports.borrow_and_update().clone();
-    for update in merged.of_felix(&first) {
+    merged.complain(&first.wrong);
+    for update in merged.of_felix(&first.endpoints) {
         outlet.hand_over(update).await?;
     }
     loop {
@@ -71,11 +75,13 @@ async fn follow(
             }
             changed = reports.changed() => {
                 changed.map_err(|_| Disconnected)?;
-                merged.of_felix(&reports.borrow_and_update().clone())
+                let reports = reports.borrow_and_update().clone();
+                merged.complain(&reports.wrong);
+                merged.of_felix(&reports.endpoints)
             }
         };
         // What the status says is true of all that was told before it.
-        let status = datastore.status.borrow_and_update().clone();
+        let status = merged.status(datastore.status.borrow_and_update().clone());
         while let Ok(update) = datastore.updates.try_recv() {
             told.extend(merged.of_datastore(update));
         }
@@ -96,9 +102,33 @@ struct Merged {
     /// What was told of that.
     told: BTreeSet<ObjectKey>,
     begun: bool,
+    /// What is wrong with Felix' files.
+    wrong: BTreeMap<Pod, String>,
+    /// How often something was.
+    wrong_count: u64,
 }
 
 impl Merged {
+    /// Takes what is wrong with Felix' files. It is logged and counted when that is news.
+    fn complain(&mut self, wrong: &BTreeMap<Pod, String>) {
+        for (pod, error) in wrong {
+            if self.wrong.get(pod) != Some(error) {
+                tracing::warn!(error, "a report of Felix' cannot be used");
+                self.wrong_count += 1;
+            }
+        }
+        self.wrong = wrong.clone();
+    }
+
+    /// How the datastore does, and what is wrong with Felix' files.
+    fn status(&self, mut status: Status) -> Status {
+        status.errors.extend(self.wrong.values().take(MAX_ERRORS).cloned());
+        if self.wrong_count > 0 {
+            *status.counts.entry("object").or_default() += self.wrong_count;
+        }
+        status
+    }
+
     fn of_datastore(&mut self, update: Update) -> Vec<Update> {
         match update {
             Update::Reset(mut objects) => {
@@ -241,6 +271,22 @@ mod tests {
         assert_eq!(check.at("cali3").as_deref(), Some("two "));
         check.report(&[]);
         assert_eq!(check.index.objects_by_kind().get(KIND), None);
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_told_beside_the_rest() {
+        let mut merged = Merged::default();
+        let wrong = [(("n".into(), "p".into()), "cannot use it".to_string())].into();
+        merged.complain(&wrong);
+        merged.complain(&wrong);
+        let status = Status { in_sync: true, errors: vec!["other".into()], ..Status::default() };
+        let told = merged.status(status.clone());
+        assert_eq!(
+            (told.in_sync, told.errors, told.counts["object"]),
+            (true, vec!["other".into(), "cannot use it".into()], 1)
+        );
+        merged.complain(&BTreeMap::new());
+        assert_eq!(merged.status(status).errors, ["other"]);
     }
 
     #[test]

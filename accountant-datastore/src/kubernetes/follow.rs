@@ -17,7 +17,7 @@ use crate::cache::{Cache, Came};
 use crate::convert::Resource;
 use crate::etcdv3::ready::is_ready_now;
 use crate::health::Health;
-use crate::local::{self, LocalEndpoints};
+use crate::local::{self, Reports};
 use crate::patience::Waits;
 use crate::{Disconnected, Outlet, explain};
 use accountant_core::index::ObjectKey;
@@ -98,7 +98,7 @@ pub(super) async fn follow(kubernetes: Kubernetes, outlet: &Outlet) -> Result<()
             }
             Some(path) = opened_paths.recv() => follower.opened(&path),
             found = &mut follower.discovery => follower.discovered(found),
-            endpoints = changed(&mut local) => follower.pods.reported(endpoints, &mut follower.cache),
+            reports = changed(&mut local) => follower.pods.reported(reports, &mut follower.cache),
         }
         follower.remedy().await;
         if !quiet {
@@ -109,7 +109,7 @@ pub(super) async fn follow(kubernetes: Kubernetes, outlet: &Outlet) -> Result<()
 }
 
 /// What Felix reports, when it is other than before.
-async fn changed(local: &mut Option<watch::Receiver<LocalEndpoints>>) -> LocalEndpoints {
+async fn changed(local: &mut Option<watch::Receiver<Reports>>) -> Reports {
     if let Some(local) = local
         && local.changed().await.is_ok()
     {

@@ -8,7 +8,7 @@ use super::prefixes::{Labels, Prefixes};
 use crate::cache::{Cache, Told, refused};
 use crate::convert::resource::cut;
 use crate::convert::{Resource, Settings};
-use crate::local::LocalEndpoints;
+use crate::local::Reports;
 use crate::reported;
 use accountant_core::index::ObjectKey;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ pub(super) struct Pods {
     /// The prefix was told by the person who runs us, and nothing else counts.
     told_prefix: bool,
     pods: BTreeMap<ObjectKey, Resource>,
-    local: LocalEndpoints,
+    local: Reports,
     prefixes: Prefixes,
     /// The FelixConfigurations that there are.
     configured: BTreeSet<ObjectKey>,
@@ -58,11 +58,15 @@ impl Pods {
     }
 
     /// What Felix reports.
-    pub(super) fn reported(&mut self, local: LocalEndpoints, cache: &mut Cache) {
+    pub(super) fn reported(&mut self, local: Reports, cache: &mut Cache) {
         let before = std::mem::replace(&mut self.local, local);
-        let all: BTreeSet<_> = before.keys().chain(self.local.keys()).cloned().collect();
-        for pod in all {
-            if before.get(&pod) != self.local.get(&pod) {
+        let all = |reports: &Reports| -> BTreeSet<_> {
+            reports.endpoints.keys().chain(reports.wrong.keys()).cloned().collect()
+        };
+        for pod in &all(&before) | &all(&self.local) {
+            let says =
+                |reports: &Reports| (reports.endpoints.get(&pod).cloned(), reports.wrong.get(&pod).cloned());
+            if says(&before) != says(&self.local) {
                 self.tell(&("Pod".into(), pod.0.clone(), pod.1.clone()), cache);
             }
         }
@@ -125,7 +129,7 @@ impl Pods {
         let name = (key.1.clone(), key.2.clone());
         if let Some(pod) = self.pods.get(key) {
             let came = told(pod, &self.settings);
-            let at = self.local.get(&name);
+            let at = self.local.endpoints.get(&name);
             let place = |told: Told| match at {
                 Some(endpoint) => told.at(&endpoint.interface),
                 None => told,
@@ -135,15 +139,17 @@ impl Pods {
         self.tell_reported(&name, cache);
     }
 
-    /// An endpoint of which there is a file and no pod.
-    fn tell_reported(&self, (namespace, pod): &(Box<str>, Box<str>), cache: &mut Cache) {
+    /// An endpoint of which there is a file and no pod, or a file that cannot be used.
+    fn tell_reported(&self, name: &(Box<str>, Box<str>), cache: &mut Cache) {
+        let (namespace, pod) = name;
         let key = reported::key(namespace, pod);
         let known = self.pods.contains_key(&("Pod".into(), namespace.clone(), pod.clone()));
-        match self.local.get(&(namespace.clone(), pod.clone())) {
-            Some(endpoint) if !known => {
+        match (self.local.endpoints.get(name), self.local.wrong.get(name)) {
+            (Some(endpoint), _) if !known => {
                 let (_, object) = reported::reported(namespace, pod, endpoint);
                 cache.put(key, Ok(Some(Told::workload(object))));
             }
+            (None, Some(error)) => cache.put(key, Err(error.clone())),
             _ => cache.remove(&key),
         }
     }
@@ -180,7 +186,8 @@ mod tests {
                 networks: vec!["10.0.0.1/32".into()],
             };
             let local = interface.map(|interface| (("default".into(), "podA".into()), endpoint(interface)));
-            self.pods.reported(local.into_iter().collect(), &mut self.cache);
+            let reports = Reports { endpoints: local.into_iter().collect(), ..Reports::default() };
+            self.pods.reported(reports, &mut self.cache);
         }
 
         fn configure(&mut self, name: &str, prefix: &str) {
@@ -210,6 +217,19 @@ mod tests {
         assert_eq!(check.app("cali7f94ce7c295"), None);
         check.report(None);
         assert_eq!(check.app("cali7f94ce7c295").as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_told_and_takes_no_name() {
+        let mut check = Check::new("");
+        let (key, pod) = Check::pod();
+        let wrong = [(("default".into(), "podA".into()), "cannot use it".to_string())].into();
+        check.pods.reported(Reports { wrong, ..Reports::default() }, &mut check.cache);
+        check.pods.put(key, pod, &mut check.cache);
+        assert_eq!(check.cache.errors().collect::<Vec<_>>(), ["cannot use it"]);
+        assert_eq!(check.app("cali7f94ce7c295").as_deref(), Some("a"));
+        check.report(Some("eni1"));
+        assert_eq!((check.cache.errors().count(), check.app("eni1").as_deref()), (0, Some("a")));
     }
 
     #[test]

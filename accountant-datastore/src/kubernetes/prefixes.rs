@@ -37,11 +37,11 @@ impl Prefixes {
         name: &str,
         configuration: Option<&Resource>,
     ) -> Result<(), ConvertError> {
-        let prefix = configuration.map(prefix).transpose();
-        if name == "default" {
-            self.default = prefix?.flatten();
-        } else if name.strip_prefix("node.") == Some(node) {
-            self.node = prefix?.flatten();
+        let own = name.strip_prefix("node.") == Some(node);
+        if name == "default" || own {
+            let place = if own { &mut self.node } else { &mut self.default };
+            *place = None;
+            *place = configuration.map(prefix).transpose()?.flatten();
         } else if !name.starts_with("node.") {
             self.scoped.remove(name);
             let scoped = configuration.map(scoped).transpose()?.flatten();
@@ -144,5 +144,11 @@ mod tests {
         let text = crate::explain(&error, error.advice());
         assert!(text.contains("spec.nodeSelector") && text.contains("byte 4"), "{text}");
         assert_eq!(prefixes.prefix(), "");
+        let wrong: Resource = serde_json::from_str(r#"{"spec": {"interfacePrefix": 7}}"#).unwrap();
+        for name in ["default", "node.w"] {
+            prefixes.take("w", name, Some(&configuration("one", "", 1))).unwrap();
+            assert!(prefixes.take("w", name, Some(&wrong)).is_err());
+            assert_eq!(prefixes.prefix(), "", "{name}");
+        }
     }
 }
