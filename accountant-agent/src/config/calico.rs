@@ -16,9 +16,16 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Text,
+    Addresses,
     Secret,
     Truth,
     Number,
+}
+
+impl Kind {
+    fn is_text(self) -> bool {
+        matches!(self, Self::Text | Self::Addresses | Self::Secret)
+    }
 }
 
 /// A field: its name in the file, its variables without `CALICO_`, what it holds.
@@ -27,7 +34,7 @@ type Field = (&'static str, &'static str, Kind);
 /// The fields (`libcalico-go/lib/apiconfig/apiconfig.go`). Those without a variable can only be in the file.
 const FIELDS: [Field; 25] = [
     ("datastoreType", "DATASTORE_TYPE", Kind::Text),
-    ("etcdEndpoints", "ETCD_ENDPOINTS", Kind::Text),
+    ("etcdEndpoints", "ETCD_ENDPOINTS", Kind::Addresses),
     ("etcdDiscoverySrv", "ETCD_DISCOVERY_SRV", Kind::Text),
     ("etcdUsername", "ETCD_USERNAME", Kind::Text),
     ("etcdPassword", "ETCD_PASSWORD", Kind::Secret),
@@ -39,7 +46,7 @@ const FIELDS: [Field; 25] = [
     ("etcdCACert", "", Kind::Secret),
     ("kubeconfig", "KUBECONFIG", Kind::Text),
     ("kubeconfigInline", "", Kind::Secret),
-    ("k8sAPIEndpoint", "K8S_API_ENDPOINT", Kind::Text),
+    ("k8sAPIEndpoint", "K8S_API_ENDPOINT", Kind::Addresses),
     ("k8sKeyFile", "K8S_KEY_FILE", Kind::Text),
     ("k8sCertFile", "K8S_CERT_FILE", Kind::Text),
     ("k8sCAFile", "K8S_CA_FILE", Kind::Text),
@@ -70,7 +77,7 @@ impl Fields {
         let mut set = BTreeMap::new();
         for (field, variable, kind) in FIELDS {
             let Some(given) = look_up(variable, around) else { continue };
-            if kind != Kind::Text && kind != Kind::Secret && given.value.is_empty() {
+            if !kind.is_text() && given.value.is_empty() {
                 tracing::warn!(variable = %given.origin, "variable is empty and counts as not set");
                 continue;
             }
@@ -144,6 +151,7 @@ impl Fields {
             let given = self.set.get(field)?;
             Some(match kind {
                 Kind::Secret => Setting::hidden(field, given),
+                Kind::Addresses => Setting::addresses(field, given),
                 _ => Setting::shown(field, given),
             })
         };
@@ -172,7 +180,7 @@ fn truth(text: &str) -> Option<bool> {
 
 fn wanted(kind: Kind) -> &'static str {
     match kind {
-        Kind::Text | Kind::Secret => "text",
+        Kind::Text | Kind::Addresses | Kind::Secret => "text",
         Kind::Truth => "true or false",
         Kind::Number => "a number",
     }
@@ -180,7 +188,7 @@ fn wanted(kind: Kind) -> &'static str {
 
 fn check(kind: Kind, given: &Given<String>) -> Result<(), ConfigError> {
     let good = match kind {
-        Kind::Text | Kind::Secret => true,
+        Kind::Text | Kind::Addresses | Kind::Secret => true,
         Kind::Truth => truth(&given.value).is_some(),
         Kind::Number => given.value.parse::<f64>().is_ok_and(f64::is_finite),
     };
@@ -190,8 +198,8 @@ fn check(kind: Kind, given: &Given<String>) -> Result<(), ConfigError> {
 
 fn text_of(kind: Kind, value: &Value) -> Option<String> {
     match (kind, value) {
-        (_, Value::Null) => Some(String::new()).filter(|_| kind == Kind::Text || kind == Kind::Secret),
-        (Kind::Text | Kind::Secret, Value::String(text)) => Some(text.clone()),
+        (_, Value::Null) => Some(String::new()).filter(|_| kind.is_text()),
+        (_, Value::String(text)) if kind.is_text() => Some(text.clone()),
         (Kind::Truth, Value::Bool(truth)) => Some(truth.to_string()),
         (Kind::Number, Value::Number(number)) => Some(number.to_string()),
         _ => None,

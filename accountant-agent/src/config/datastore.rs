@@ -2,11 +2,11 @@
 
 use super::calico::Fields;
 use super::felix::Felix;
-use super::setting::{Given, Origin, Setting};
+use super::setting::{Given, Origin, Setting, without_users};
 use super::surroundings::Surroundings;
 use super::{ConfigError, DatastoreType, NameArgs};
 use accountant_datastore::etcdv3::{self, Servers};
-use accountant_datastore::kubernetes::{self, ApiGroup, Overrides, Source};
+use accountant_datastore::kubernetes::{self, ApiGroup, Kubeconfigs, Overrides, Source, WrongKubeconfig};
 use accountant_datastore::secret::{Pem, Secret};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,32 @@ impl Datastore {
             Self::Etcdv3(_) => "etcdv3",
             Self::Kubernetes(_) => "kubernetes",
         }
+    }
+
+    /// What was chosen beyond what the settings say themselves.
+    pub(super) fn shown(&self, settings: &[Setting]) -> Option<Setting> {
+        let origin =
+            |name: &str| settings.iter().find(|setting| setting.name == name).map(|s| s.origin.clone());
+        let (name, value, setting, otherwise) = match self {
+            Self::None | Self::Etcdv3(_) => return None,
+            Self::Manifests(folder) => ("manifests", folder.display().to_string(), "", "--manifests"),
+            Self::Kubernetes(connection) => {
+                let (value, setting, otherwise) = match &connection.source {
+                    Source::Inline(_) => ("the kubeconfig in the text".into(), "kubeconfigInline", ""),
+                    Source::Files(files) => {
+                        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+                        (format!("the kubeconfig {}", files.join(":")), "kubeconfig", "default")
+                    }
+                    Source::InCluster => ("the service account of this pod".into(), "", "default"),
+                    Source::Overrides => {
+                        let server = connection.overrides.server.as_deref().unwrap_or_default();
+                        (format!("the server {}", without_users(server)), "k8sAPIEndpoint", "")
+                    }
+                };
+                ("connection", value, setting, otherwise)
+            }
+        };
+        Some(Setting { name, value, origin: origin(setting).unwrap_or_else(|| otherwise.into()) })
     }
 }
 
@@ -140,14 +166,15 @@ fn endpoints(list: &str, fields: &Fields) -> Result<Vec<Box<str>>, ConfigError> 
         });
         if !good {
             let origin = fields.get("etcdEndpoints").map_or(Origin::Default, |given| given.origin.clone());
-            let value = endpoint.into();
+            let value = without_users(endpoint);
             return Err(ConfigError::Value {
                 value,
                 origin,
                 wanted: "http://HOST:PORT or https://HOST:PORT",
             });
         }
-        endpoints.push(endpoint.into());
+        // As etcd's own client has it, a user in the address is not used.
+        endpoints.push(without_users(endpoint).into());
     }
     if endpoints.is_empty() { Err(ConfigError::NoEndpoints) } else { Ok(endpoints) }
 }
@@ -187,9 +214,16 @@ fn kubernetes(
             wanted: "crd.projectcalico.org/v1 or projectcalico.org/v3",
         })?),
     };
-    if let Some(text) = fields.get("kubeconfigInline") {
+    if let Some(given) = fields.get("kubeconfigInline") {
+        let wrong = |error: WrongKubeconfig| match &given.origin {
+            Origin::File(path) => {
+                ConfigError::File { path: path.clone(), reason: format!("kubeconfigInline: {error}") }
+            }
+            origin => ConfigError::File { path: origin.to_string().into(), reason: error.to_string() },
+        };
+        Kubeconfigs::default().and(&given.value).and_then(|all| all.check(None)).map_err(wrong)?;
         // The overrides of single fields are not applied to it.
-        let source = Source::Inline(text.value.as_str().into());
+        let source = Source::Inline(given.value.as_str().into());
         return Ok(Some(kubernetes::Connection { source, overrides: Overrides::default(), api_group }));
     }
     let insecure = fields.is_true("k8sInsecureSkipTLSVerify");
@@ -204,35 +238,55 @@ fn kubernetes(
         insecure,
         context: fields.text("k8sCurrentContext").map(Into::into),
     };
+    if let (Err(_), Some(given)) = (overrides.server(), fields.get("k8sAPIEndpoint")) {
+        let (value, origin) = (without_users(&given.value), given.origin.clone());
+        return Err(ConfigError::Value { value, origin, wanted: "an address like https://HOST:PORT" });
+    }
+    let context = overrides.context.as_deref();
     let connection = |source| kubernetes::Connection { source, overrides: overrides.clone(), api_group };
     if let Some(given) = fields.get("kubeconfig") {
-        return Ok(Some(connection(Source::Files(kubeconfigs(given, around)?))));
+        return Ok(Some(connection(Source::Files(kubeconfigs(&given.value, context, around)?))));
     }
     if overrides.server.is_some() {
         return Ok(Some(connection(Source::Overrides)));
     }
     let own = around.variable("HOME").map(|home| Path::new(&home).join(".kube/config"));
     if let Some(file) = own.filter(|file| around.read(file).is_ok()) {
-        return Ok(Some(connection(Source::Files(vec![file]))));
+        return Ok(Some(connection(Source::Files(kubeconfigs(&file.to_string_lossy(), context, around)?))));
     }
     Ok(in_cluster(around).then(|| connection(Source::InCluster)))
 }
 
 /// A list of paths as `$PATH` is one. What is there twice counts once, what does not exist is left out, as kubectl does.
-fn kubeconfigs(given: &Given<String>, around: &dyn Surroundings) -> Result<Vec<PathBuf>, ConfigError> {
+/// Together they must lead to a server.
+fn kubeconfigs(
+    list: &str,
+    context: Option<&str>,
+    around: &dyn Surroundings,
+) -> Result<Vec<PathBuf>, ConfigError> {
     let mut files: Vec<PathBuf> = Vec::new();
+    let mut all = Kubeconfigs::default();
     let mut missing = None;
-    for path in given.value.split(':').map(PathBuf::from).filter(|path| !path.as_os_str().is_empty()) {
+    for path in list.split(':').map(PathBuf::from).filter(|path| !path.as_os_str().is_empty()) {
         match around.read(&path) {
             Ok(_) if files.contains(&path) => {}
-            Ok(_) => files.push(path),
+            Ok(text) => {
+                let wrong = |error: WrongKubeconfig| error.to_string();
+                all = all
+                    .and(&text)
+                    .map_err(|error| ConfigError::File { path: path.clone(), reason: wrong(error) })?;
+                files.push(path);
+            }
             Err(error) => missing = missing.or(Some((path, error.to_string()))),
         }
     }
     match missing {
-        Some((path, reason)) if files.is_empty() => Err(ConfigError::File { path, reason }),
-        _ => Ok(files),
+        Some((path, reason)) if files.is_empty() => return Err(ConfigError::File { path, reason }),
+        _ => {}
     }
+    let wrong = |error: WrongKubeconfig| ConfigError::File { path: list.into(), reason: error.to_string() };
+    all.check(context).map_err(wrong)?;
+    Ok(files)
 }
 
 fn in_cluster(around: &dyn Surroundings) -> bool {

@@ -357,7 +357,17 @@ impl Names {
             Setting::shown("node name", &self.node),
             Setting::shown("interface prefix", prefix),
         ];
-        own.into_iter().chain(self.settings.iter().cloned()).collect()
+        let chosen = self.datastore.value.shown(&self.settings);
+        let reads_reports = !matches!(self.datastore.value, Datastore::Manifests(_));
+        let reports = reads_reports.then(|| Setting::shown("endpoint status", &self.reports()));
+        own.into_iter().chain(chosen).chain(reports).chain(self.settings.iter().cloned()).collect()
+    }
+
+    /// Where Felix reports its endpoints, and why there.
+    fn reports(&self) -> Given<String> {
+        let usual = self.endpoint_status.as_os_str() == accountant_datastore::ENDPOINT_STATUS;
+        let origin = if usual { Origin::Default } else { Origin::Flag("--endpoint-status") };
+        Given::new(self.endpoint_status.display().to_string(), origin)
     }
 }
 

@@ -50,6 +50,20 @@ impl<T> Given<T> {
     }
 }
 
+/// Addresses, separated by commas, without the users and passwords that some write into them.
+pub(super) fn without_users(addresses: &str) -> String {
+    let without = |address: &str| {
+        let (scheme, rest) = match address.split_once("://") {
+            Some((scheme, rest)) => (format!("{scheme}://"), rest),
+            None => (String::new(), address),
+        };
+        let end = rest.find('/').unwrap_or(rest.len());
+        let host = rest[..end].rfind('@').map_or(0, |at| at + 1);
+        format!("{scheme}{}", &rest[host..])
+    };
+    addresses.split(',').map(without).collect::<Vec<_>>().join(",")
+}
+
 /// A setting as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Setting {
@@ -65,6 +79,11 @@ impl Setting {
     /// A setting that may be seen.
     pub fn shown(name: &'static str, given: &Given<String>) -> Self {
         Self { name, value: given.value.clone(), origin: given.origin.to_string() }
+    }
+
+    /// Addresses of which only users and passwords may not be seen.
+    pub fn addresses(name: &'static str, given: &Given<String>) -> Self {
+        Self { name, value: without_users(&given.value), origin: given.origin.to_string() }
     }
 
     /// A setting that may not.

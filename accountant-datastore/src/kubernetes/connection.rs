@@ -1,6 +1,8 @@
 //! How to reach the Kubernetes API: plain data, as the configuration gives it.
 
 use crate::secret::{Pem, Secret};
+use http::Uri;
+use http::uri::InvalidUri;
 use std::path::PathBuf;
 
 /// Where the API server is and how to speak to it.
@@ -42,6 +44,15 @@ pub struct Overrides {
     pub insecure: bool,
     /// The context of the kubeconfig.
     pub context: Option<Box<str>>,
+}
+
+impl Overrides {
+    /// The server's address, if one is given. As kubectl has it, an address without a scheme is one of HTTP.
+    pub fn server(&self) -> Result<Option<Uri>, InvalidUri> {
+        let Some(server) = &self.server else { return Ok(None) };
+        let address = if server.contains("://") { server.to_string() } else { format!("http://{server}") };
+        address.parse().map(Some)
+    }
 }
 
 /// The group of Calico's custom resources.

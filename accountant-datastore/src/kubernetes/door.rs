@@ -183,11 +183,8 @@ async fn config(connection: &Connection) -> Result<Config, DoorError> {
 }
 
 fn server(overrides: &Overrides) -> Result<Option<http::Uri>, DoorError> {
-    let Some(server) = &overrides.server else { return Ok(None) };
-    // As kubectl has it, an address without a scheme is one of HTTP.
-    let address = if server.contains("://") { server.to_string() } else { format!("http://{server}") };
-    let parsed = address.parse().map_err(|source| DoorError::Server { server: server.clone(), source })?;
-    Ok(Some(parsed))
+    let server = overrides.server.clone().unwrap_or_default();
+    overrides.server().map_err(|source| DoorError::Server { server, source })
 }
 
 fn apply(overrides: &Overrides, config: &mut Config) -> Result<(), DoorError> {

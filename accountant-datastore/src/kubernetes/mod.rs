@@ -1,6 +1,6 @@
 //! The datastore `kubernetes`: pods of this node, and policies and host endpoints, from the Kubernetes API.
 //!
-//! `connection` says where it is, `kinds` what is read, `item` and `failure` what came and what went wrong, `pods` and
+//! `connection` says where it is (`kubeconfigs` whether they lead there), `kinds` what is read, `item` and `failure` what came and what went wrong, `pods` and
 //! `prefixes` what becomes of this node's pods: all pure. `door` connects, `discover` asks what there is, `watch` watches a kind,
 //! `follow` all of them.
 //!
@@ -14,11 +14,13 @@ mod failure;
 mod follow;
 mod item;
 mod kinds;
+mod kubeconfigs;
 mod pods;
 mod prefixes;
 mod watch;
 
 pub use connection::{ApiGroup, Connection, Overrides, Source};
+pub use kubeconfigs::{Kubeconfigs, WrongKubeconfig};
 
 use crate::cache::{Cache, Came};
 use crate::convert::Settings;

@@ -6,6 +6,9 @@ use super::*;
 const CLUSTER: [(&str, &str); 2] =
     [("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("KUBERNETES_SERVICE_PORT", "443")];
 
+const KUBECONFIG: &str = "clusters: [{name: c, cluster: {server: 'https://k'}}]\n\
+                          contexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n";
+
 fn chosen(args: &NameArgs, around: &Fake) -> Result<Given<Datastore>, String> {
     let felix = Felix::find(around).map_err(|error| error.to_string())?;
     choose(args, &felix, around).map(|(chosen, _)| chosen).map_err(|error| error.to_string())
@@ -169,7 +172,8 @@ fn contradictions_are_refused() {
 #[test]
 fn kubernetes_is_reached_by_files_or_what_is_there() {
     let around = Fake::with(&[("KUBECONFIG", "/b:/none::/a:/b"), ("K8S_CURRENT_CONTEXT", "c")]);
-    let around = around.file("/a", "").file("/b", "").file("/home/.kube/config", "");
+    let around =
+        around.file("/a", KUBECONFIG).file("/b", "kind: Config").file("/home/.kube/config", KUBECONFIG);
     let connection = kubernetes_of(&around);
     assert_eq!(connection.source, Source::Files(vec!["/b".into(), "/a".into()]));
     assert_eq!(connection.overrides.context.as_deref(), Some("c"));
@@ -186,15 +190,63 @@ fn kubernetes_is_reached_by_files_or_what_is_there() {
 }
 
 #[test]
+fn what_can_never_lead_to_a_server_is_refused() {
+    refused(&[("K8S_API_ENDPOINT", "https://u:p@a b")], "$K8S_API_ENDPOINT is \"https://a b\"");
+    let refused = |variables: &[(&str, &str)], want: &str| {
+        let around = Fake::with(variables).file("/a", KUBECONFIG).file("/b", "users: 7");
+        let error = chosen(&NameArgs::default(), &around).unwrap_err();
+        assert!(error.contains(want), "{error:?} contains {want:?}");
+    };
+    refused(&[("KUBECONFIG", "/a:/b")], "cannot use \"/b\": it is no kubeconfig");
+    refused(
+        &[("KUBECONFIG", "/a"), ("K8S_CURRENT_CONTEXT", "x")],
+        "cannot use \"/a\": it has no context \"x\"",
+    );
+    let text = "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nspec:\n  kubeconfigInline: '{}'\n";
+    let args = NameArgs { calico_config: Some("f".into()), ..NameArgs::default() };
+    let error = chosen(&args, &Fake::default().file("f", text)).unwrap_err();
+    assert!(error.contains("cannot use \"f\": kubeconfigInline: it has no current-context"), "{error}");
+}
+
+#[test]
+fn it_is_shown_what_was_chosen() {
+    let shown = |around: Fake, name: &str| {
+        let names =
+            NameArgs { endpoint_status: "/e".into(), ..NameArgs::default() }.resolve(&around).unwrap();
+        let shown = names.shown();
+        let setting = shown.iter().find(|setting| setting.name == name).unwrap();
+        format!("{} ({})", setting.value, setting.origin)
+    };
+    let files = Fake::default().file("/a", KUBECONFIG).file("/h/.kube/config", KUBECONFIG);
+    let given = files.clone().and(&[("KUBECONFIG", "/none:/a")]);
+    assert_eq!(shown(given, "connection"), "the kubeconfig /a ($KUBECONFIG)");
+    assert_eq!(shown(files.and(&[("HOME", "/h")]), "connection"), "the kubeconfig /h/.kube/config (default)");
+    let pod = Fake::with(&CLUSTER).file(SERVICE_ACCOUNT, "t");
+    assert_eq!(shown(pod.clone(), "connection"), "the service account of this pod (default)");
+    assert_eq!(shown(pod, "endpoint status"), "/e (--endpoint-status)");
+    let server = Fake::with(&[("K8S_API_ENDPOINT", "https://u:geheim@k")]);
+    assert_eq!(shown(server, "connection"), "the server https://k ($K8S_API_ENDPOINT)");
+    let etcd = Fake::with(&[("ETCD_ENDPOINTS", "http://u:geheim@a:1,b:2@c,http://d/@")]);
+    assert!(chosen(&NameArgs::default(), &etcd).unwrap_err().contains("is \"c\""));
+    let etcd = Fake::with(&[("ETCD_ENDPOINTS", "http://u:geheim@a:1,http://d:2/@")]);
+    assert_eq!(shown(etcd, "etcdEndpoints"), "http://a:1,http://d:2/@ ($ETCD_ENDPOINTS)");
+    let args = NameArgs { manifests: Some("/m".into()), ..NameArgs::default() };
+    let shown = args.resolve(&Fake::default()).unwrap().shown();
+    assert!(shown.iter().any(|setting| (setting.name, &*setting.value) == ("manifests", "/m")));
+}
+
+#[test]
 fn an_inline_kubeconfig_counts_alone() {
     let text = "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nspec:\n  kubeconfig: /a\n  \
-                kubeconfigInline: text\n  k8sAPIEndpoint: https://k\n";
+                kubeconfigInline: TEXT\n  k8sAPIEndpoint: https://k\n";
+    let inline = serde_json::to_string(KUBECONFIG).unwrap();
+    let text = &text.replace("TEXT", &inline);
     let args = NameArgs { calico_config: Some("f".into()), ..NameArgs::default() };
     let Datastore::Kubernetes(connection) = chosen(&args, &Fake::default().file("f", text)).unwrap().value
     else {
         panic!()
     };
-    assert_eq!(connection.source, Source::Inline("text".into()));
+    assert_eq!(connection.source, Source::Inline(KUBECONFIG.into()));
     assert_eq!(connection.overrides, Overrides::default());
 }
 
@@ -204,6 +256,7 @@ fn secrets_show_nowhere() {
         ("K8S_API_ENDPOINT", "https://k"),
         ("K8S_API_TOKEN", "geheim"),
         ("ETCD_PASSWORD", "geheim"),
+        ("ETCD_ENDPOINTS", "http://u:geheim@e:2379"),
     ]);
     let names = NameArgs::default().resolve(&around).unwrap();
     assert!(!format!("{names:?} {:?}", names.shown()).contains("geheim"));
