@@ -49,7 +49,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     say("building the fuzz targets");
     // With an explicit target the flags do not reach build scripts and macros.
     cargo(&["build", "--release", "--target", TRIPLE]).within("fuzz").env("RUSTFLAGS", FLAGS).run()?;
-    let abreast = thread::available_parallelism().map_or(1, usize::from);
+    // Each has its time however many run: two a processor keep the whole short.
+    let abreast = 2 * thread::available_parallelism().map_or(1, usize::from);
     let mut found = Vec::new();
     for some in targets.chunks(abreast) {
         say(&format!("fuzzing {} for {} s", some.join(", "), args.seconds));
