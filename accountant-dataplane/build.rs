@@ -31,7 +31,7 @@ fn main() {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &linker)
         // The kernel wants the types of functions that it is to call back.
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", "-Clink-arg=--btf")
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", format!("-Clink-arg=--btf {}", remap(root)))
         // Flags of the build for the host are not for this one.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -45,6 +45,13 @@ fn main() {
         let object = target.join("bpfel-unknown-none/release").join(binary);
         std::fs::copy(&object, out.join(binary)).expect("the object was built");
     }
+}
+
+/// Flags that leave the machine's paths out of the objects: the same sources give the same programs.
+fn remap(root: &Path) -> String {
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    let cargo = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).unwrap_or_default();
+    format!("--remap-path-prefix={}=/src --remap-path-prefix={}=/cargo", root.display(), cargo.display())
 }
 
 /// bpf-linker, where `cargo xtask setup` installs it.

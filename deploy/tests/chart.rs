@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 }
 
 /// Values that people choose. Each is one row of `--set` arguments.
-const MATRIX: [&str; 9] = [
+const MATRIX: [&str; 11] = [
     "",
     "datastore.type=etcdv3,datastore.etcd.endpoints=https://a:2379,datastore.etcd.certificatesSecret=calico-etcd-secrets",
     "datastore.type=manifests,datastore.manifests.configMap=names,capabilities={NET_ADMIN}",
@@ -66,6 +66,8 @@ const MATRIX: [&str; 9] = [
     "hostPolicy.enabled=true,hostPolicy.allow={10.0.0.0/8,fd00::/8}",
     "image.digest=sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa,port=9100,listenAddress=fd00::1",
     "serviceAccount.create=false,serviceAccount.name=own,rbac.create=false,priorityClassName=,extraArgs={--max-age,2s}",
+    "web.configSecret=accountant-web,web.scrape.scheme=https,podMonitor.enabled=true,serviceMonitor.enabled=true",
+    "bpfPins=,calicoRun=/run/calico",
 ];
 
 fn set(row: &str) -> Vec<&str> {
@@ -93,10 +95,23 @@ fn helm_finds_nothing_wrong(tools: &Tools) {
     }
     let text = template(&tools.platform, &set(MATRIX[7])).unwrap();
     assert!(text.contains("value: \"[fd00::1]:9100\"") && text.contains("host: \"fd00::1\""), "{text}");
+    // Probes have neither certificate nor password; Prometheus is told what to use.
+    let text = template(&tools.platform, &set(MATRIX[9])).unwrap();
+    assert!(
+        text.contains("value: /etc/accountant/web/web.yml") && text.contains("secretName: accountant-web")
+    );
+    assert!(text.matches("tcpSocket:").count() == 2 && !text.contains("httpGet:"), "{text}");
+    assert!(
+        text.matches("    scheme: https\n").count() == 2 && text.contains("prometheus.io/scheme: https\n")
+    );
+    // What reads Calico's maps cannot write them.
+    let text = template(&tools.platform, &[]).unwrap();
+    assert!(text.contains("mountPath: /sys/fs/bpf\n          readOnly: true\n"), "{text}");
+    assert!(!template(&tools.platform, &set(MATRIX[10])).unwrap().contains("/sys/fs/bpf"));
 }
 
 /// Values of the wrong type, of the wrong name, and that do not fit together; each with a word of the answer.
-const WRONG: [(&str, &str); 8] = [
+const WRONG: [(&str, &str); 11] = [
     ("port=many", "port"),
     ("port=70000", "port"),
     ("image.pullPolicy=Sometimes", "pullPolicy"),
@@ -105,6 +120,9 @@ const WRONG: [(&str, &str); 8] = [
     ("datastore.type=etcdv3,datastore.etcd.endpoints=a:2379", "endpoints"),
     ("capabilities={SYS_ADMIN}", "capabilities"),
     ("prometheusRules.enabled=true", "prometheusRules"),
+    ("web.configFile=web.yml", "web"),
+    ("web.scrape.scheme=ftp", "scheme"),
+    ("bpfPins=bpf", "bpfPins"),
 ];
 
 fn wrong_values_are_told(tools: &Tools) {

@@ -32,7 +32,7 @@ fn every_panel_says_what_it_shows() {
             }
         }
     }
-    assert_eq!(uids.len(), 6);
+    assert_eq!(uids.len(), 7);
 }
 
 #[test]

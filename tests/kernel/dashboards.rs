@@ -56,12 +56,14 @@ fn felix() -> Vec<(String, String)> {
 fn bird() -> String {
     let expected = fs::read_to_string(fixtures().join("bird/expected-bird.json")).unwrap();
     let expected: Value = serde_json::from_str(&expected).unwrap();
-    let mut text = String::new();
+    let mut text = String::from("calico_accountant_bird_answers 1\n");
     for protocol in expected["bird-2.15.txt"].as_array().unwrap() {
         let name = protocol["protocol"].as_str().unwrap();
         let channel = protocol["channel"].as_str().unwrap_or_default();
         let of = format!("bird_protocol_instance=\"{name}\",channel=\"{channel}\"");
         writeln!(text, "bird_up{{{of}}} {}", protocol["up"]).unwrap();
+        // These two are the agent's own.
+        writeln!(text, "bird_state_changes_total{{{of}}} 0\nbird_uptime_seconds{{{of}}} 60").unwrap();
         if let Some(state) = protocol["bgp_state"].as_str() {
             writeln!(text, "bird_bgp_state{{{of},bird_bgp_state=\"{state}\"}} 1").unwrap();
         }

@@ -8,6 +8,7 @@ mod command;
 mod datastore;
 mod demo;
 mod fuzz;
+mod package;
 mod setup;
 mod test;
 
@@ -44,8 +45,12 @@ enum Command {
     },
     /// Write what is generated in docs.
     Docs,
-    /// Write what is generated in deploy: plain manifests, the PrometheusRule. Needs Go.
+    /// Write what is generated in deploy: dashboards, plain manifests, the PrometheusRule. Needs Go.
     Deploy,
+    /// Build the container image: target/image and target/image.tar.
+    Image(package::image::Args),
+    /// Build the Debian package: target/calico-packet-accountant_*.deb.
+    Deb(package::deb::Args),
     /// Formatting and lints, as errors.
     Lint,
     /// Fuzz every decoder for a while.
@@ -63,6 +68,8 @@ fn main() -> Result<()> {
         Command::Bench { arguments } => bench(&arguments),
         Command::Docs => docs(),
         Command::Deploy => deploy(),
+        Command::Image(args) => package::image::run(&args),
+        Command::Deb(args) => package::deb::run(&args),
         Command::Lint => lint(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Ci => {
@@ -93,7 +100,8 @@ fn bench(arguments: &[String]) -> Result<()> {
 }
 
 /// Tests compare documents with what they are made from, and write them when asked to: package, kind of test, name.
-const DOCUMENTS: [(&str, &[&str], &str); 2] = [
+const DOCUMENTS: [(&str, &[&str], &str); 3] = [
+    ("accountant-agent", &["--lib"], "config::docs::the_document_is_made_from_the_command_line"),
     ("accountant-agent", &["--lib"], "export::prometheus::docs::the_document_is_made_from_the_table"),
     ("accountant-deploy", &["--test", "rules"], "the_table_of_the_document_is_made_from_the_rules"),
 ];

@@ -15,14 +15,16 @@ const BPF_LINKER: &str = "0.13.0";
 /// Tools that building needs, and the Debian packages that have them: the protocol of etcd is compiled from its description.
 const BUILD_TOOLS: [(&str, &str); 2] = [("protoc", "protobuf-compiler"), ("c++", "g++")];
 /// Tools that tests and the demo need.
-const TOOLS: [(&str, &str); 7] = [
+const TOOLS: [(&str, &str); 9] = [
     ("crun", "crun"),
     ("curl", "curl"),
     ("dnsmasq", "dnsmasq-base"),
+    ("dpkg", "dpkg"),
     ("ip", "iproute2"),
     ("ipset", "ipset"),
     ("iptables-legacy-restore", "iptables"),
     ("nft", "nftables"),
+    ("systemd-analyze", "systemd"),
 ];
 /// Packages that are unpacked only: into which folder, which, and the file that is wanted of them. The two versions of BIRD have
 /// files of the same names.
@@ -61,6 +63,12 @@ pub(crate) fn toolchain() -> Result<()> {
     packages(&BUILD_TOOLS)?;
     rust_src()?;
     bpf_linker()
+}
+
+/// C compilers for the static binaries of the image.
+pub(crate) fn static_builds(arm64: bool) -> Result<()> {
+    let both = [("musl-gcc", "musl-tools"), ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")];
+    packages(if arm64 { &both } else { &both[..1] })
 }
 
 fn rust_src() -> Result<()> {

@@ -5,6 +5,8 @@
 
 mod calico;
 mod datastore;
+#[cfg(test)]
+mod docs;
 mod error;
 mod felix;
 mod node;

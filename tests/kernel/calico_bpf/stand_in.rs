@@ -36,43 +36,52 @@ pub(crate) const VERSIONS: [Version; 5] = [
 ];
 pub(crate) const NEWEST: Version = Version { state: ("cali_state6", 512), counters: ("cali_counters6", 216) };
 
-/// A filesystem for pins, and the listings beside it.
+/// A filesystem for pins, and Calico's folder with the listings; as on a node, but for where they are.
 pub(crate) struct Pins {
     folder: tempfile::TempDir,
 }
 
 impl Pins {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let pins = Self { folder };
-        std::fs::create_dir(pins.path()).unwrap();
-        std::fs::create_dir(pins.listings()).unwrap();
-        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(pins.path()).status().unwrap();
+        let pins = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(pins.filesystem()).unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "bpf", "bpf"]).arg(pins.filesystem()).status().unwrap();
         assert!(mounted.success());
+        std::fs::create_dir_all(pins.path()).unwrap();
+        std::fs::create_dir_all(pins.listings()).unwrap();
         pins
     }
 
+    /// What is `/sys/fs/bpf` on a node.
+    pub(crate) fn filesystem(&self) -> PathBuf {
+        self.folder.path().join("bpf")
+    }
+
+    /// What is `/var/run/calico` on a node.
+    pub(crate) fn run(&self) -> PathBuf {
+        self.folder.path().join("calico")
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
-        self.folder.path().join("pins")
+        self.filesystem().join("tc/globals")
     }
 
     pub(crate) fn listings(&self) -> PathBuf {
-        self.folder.path().join("listings")
+        self.run().join("bpf/policy")
     }
 
     /// Removes all pins.
     pub(crate) fn clear(&self) {
-        let files = std::fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path());
-        // The kernel puts files of its own into each such filesystem.
-        for file in files.filter(|file| file.extension().is_none_or(|extension| extension != "debug")) {
-            std::fs::remove_file(file).unwrap();
+        for entry in std::fs::read_dir(self.path()).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
         }
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.path()).status();
+        let _ = Command::new("umount").arg(self.filesystem()).status();
     }
 }
 

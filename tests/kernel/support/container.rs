@@ -1,4 +1,5 @@
-//! The agent in a container: what the chart's DaemonSet says, run by a real container runtime (crun) on a node of the lab.
+//! The agent in a container: what the chart's DaemonSet (or the systemd unit) says, run by a real container runtime (crun) on a
+//! node of the lab.
 //!
 //! In go the pod of deploy/kubernetes/daemonset.yaml and the list of system calls that runtimes allow by default, as Debian
 //! packages it; out comes a program that starts the container in the namespace that it is called in. Its root is the image that
@@ -6,6 +7,7 @@
 
 use super::lab::Lab;
 use super::program;
+use super::unit::Unit;
 use accountant_lab::scenario::NODE_NAME;
 use serde_json::{Value, json};
 use std::fs;
@@ -21,6 +23,15 @@ pub enum Bpf {
     Allowed,
     /// Not bpf(2), as in older lists.
     Refused,
+}
+
+/// Folders of the node that the pod mounts.
+#[derive(Clone, Debug, Default)]
+pub struct Mounted {
+    /// What is `/var/run/calico` on a node; default: an empty one.
+    pub calico: Option<PathBuf>,
+    /// What is `/sys/fs/bpf` on a node; default: an empty one.
+    pub bpf: Option<PathBuf>,
 }
 
 /// A container that is not started yet.
@@ -45,14 +56,36 @@ fn run(program: &str, arguments: &[&str]) -> String {
 impl Container {
     /// The pod of the DaemonSet on this node, with names from the lab's manifests.
     pub fn new(lab: &Lab, bpf: Bpf) -> Self {
-        let container = Self { folder: tempfile::tempdir().unwrap() };
-        let at = |name: &str| container.folder.path().join(name);
-        fs::create_dir(at("rootfs")).unwrap();
-        fs::create_dir(at("calico")).unwrap();
-        fill(&at("rootfs"));
+        Self::mounting(lab, bpf, Mounted::default())
+    }
+
+    /// The same on a node that has these folders.
+    pub fn mounting(lab: &Lab, bpf: Bpf, mounted: Mounted) -> Self {
         let daemonset = read(&root().join("deploy/kubernetes/daemonset.yaml"));
         let daemonset: Value = serde_saphyr::from_str(&daemonset).unwrap();
-        let config = config(&daemonset["spec"]["template"]["spec"], lab, &at("calico"), bpf);
+        let pod = &daemonset["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        Self::of(pod, |capabilities| seccomp(capabilities, bpf), lab, mounted)
+    }
+
+    /// The service of the systemd unit: the capabilities, system calls and kinds of sockets that it allows, and a root that cannot
+    /// be written.
+    pub fn of_unit(lab: &Lab) -> Self {
+        let unit = Unit::read(&root().join("deploy/systemd/calico-packet-accountant.service"));
+        Self::of(&unit.pod(), |_| unit.seccomp(), lab, Mounted::default())
+    }
+
+    fn of(pod: &Value, seccomp: impl Fn(&[String]) -> Value, lab: &Lab, mut mounted: Mounted) -> Self {
+        let container = Self { folder: tempfile::tempdir().unwrap() };
+        let at = |name: &str| container.folder.path().join(name);
+        let made = |name: &str| {
+            fs::create_dir(at(name)).unwrap();
+            at(name)
+        };
+        fill(&made("rootfs"));
+        mounted.calico.get_or_insert_with(|| made("calico"));
+        mounted.bpf.get_or_insert_with(|| made("bpf"));
+        let config = config(pod, seccomp, lab, &mounted);
         fs::write(at("config.json"), config.to_string()).unwrap();
         // A namespace of processes ends all of it with the shell. crun looks for cgroups; the machine's are not touched.
         let script = format!(
@@ -104,9 +137,8 @@ fn unpack(image: &Path, rootfs: &Path) {
 }
 
 /// The runtime's configuration, of the pod's.
-fn config(pod: &Value, lab: &Lab, calico: &Path, bpf: Bpf) -> Value {
+fn config(pod: &Value, seccomp: impl Fn(&[String]) -> Value, lab: &Lab, mounted: &Mounted) -> Value {
     assert_eq!(pod["hostNetwork"], true);
-    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
     let container = &pod["containers"][0];
     let context = &container["securityContext"];
     assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
@@ -137,12 +169,12 @@ fn config(pod: &Value, lab: &Lab, calico: &Path, bpf: Bpf) -> Value {
                 "bounding": capabilities, "permitted": capabilities, "effective": capabilities,
             },
         },
-        "mounts": mounts(container, lab, calico),
+        "mounts": mounts(container, lab, mounted),
         "linux": {
             "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
-            "seccomp": seccomp(&capabilities, bpf),
+            "seccomp": seccomp(&capabilities),
         },
     })
 }
@@ -152,7 +184,7 @@ fn text(value: &Value) -> &str {
 }
 
 /// What every container has, what the pod mounts, and the manifests.
-fn mounts(container: &Value, lab: &Lab, calico: &Path) -> Vec<Value> {
+fn mounts(container: &Value, lab: &Lab, mounted: &Mounted) -> Vec<Value> {
     let bind = |from: &Path, to: &str, read_only: bool| {
         let mode = if read_only { "ro" } else { "rw" };
         json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", mode, "nosuid"]})
@@ -171,8 +203,8 @@ fn mounts(container: &Value, lab: &Lab, calico: &Path) -> Vec<Value> {
                 fs::OpenOptions::new().create(true).append(true).open(&file).unwrap();
                 file
             }
-            "calico-run" => calico.to_path_buf(),
-            "bpf" => continue,
+            "calico-run" => mounted.calico.clone().unwrap_or_default(),
+            "bpf-pins" => mounted.bpf.clone().unwrap_or_default(),
             other => panic!("what is the volume {other} in the lab?"),
         };
         mounts.push(bind(&from, text(&mount["mountPath"]), mount["readOnly"] == true));

@@ -4,6 +4,7 @@
 pub mod container;
 pub mod lab;
 pub mod streams;
+pub mod unit;
 
 use accountant_lab::{Agent, Namespace};
 use serde_json::Value;

@@ -36,10 +36,20 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if contains ":" $host -}}[{{ $host }}]{{- else -}}{{ $host }}{{- end -}}:{{ .Values.port }}
 {{- end -}}
 
-{{- /* Where probes ask: the node's address, unless the agent listens on one only. */ -}}
+{{- /* How probes ask: at the node's address, unless the agent listens on one only; with a web configuration, which may want a
+certificate or a password of them, only whether somebody listens. */ -}}
 {{- define "accountant.probe" -}}
-port: {{ .Values.port }}
-{{- with .Values.listenAddress }}
-host: {{ . | quote }}
+{{- $values := (index . 0).Values -}}
+{{- if $values.web.configSecret -}}
+tcpSocket:
+{{- else -}}
+httpGet:
 {{- end }}
+  port: {{ $values.port }}
+  {{- with $values.listenAddress }}
+  host: {{ . | quote }}
+  {{- end }}
+  {{- if not $values.web.configSecret }}
+  path: {{ index . 1 }}
+  {{- end }}
 {{- end -}}

@@ -1,0 +1,88 @@
+//! What is shipped: one static binary for each architecture, in a container image and in a Debian package, with its licences and
+//! its bill of materials. The same sources and toolchain give the same bytes: paths of the machine are left out of the binary, and
+//! nothing has a time. No tools of containers or of Debian are needed, and no daemon.
+
+mod archive;
+pub(crate) mod deb;
+pub(crate) mod image;
+mod layout;
+mod materials;
+
+use crate::command::{cargo, program, root, say};
+use crate::setup;
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::PathBuf;
+
+/// Architectures by the name that OCI and Debian have for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Arch {
+    /// 64-bit x86.
+    Amd64,
+    /// 64-bit ARM.
+    Arm64,
+}
+
+impl Arch {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    fn triple(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-musl",
+            Self::Arm64 => "aarch64-unknown-linux-musl",
+        }
+    }
+}
+
+/// The agent for an architecture, and what belongs to it.
+struct Shipped {
+    binary: Vec<u8>,
+    licences: String,
+    sbom: String,
+}
+
+impl Shipped {
+    /// Builds it.
+    fn new(arch: Arch) -> Result<Self> {
+        setup::toolchain()?;
+        setup::static_builds(arch == Arch::Arm64)?;
+        let binary = build(arch)?;
+        let materials = materials::of(arch.triple())?;
+        let binary = fs::read(&binary).with_context(|| binary.display().to_string())?;
+        Ok(Self { binary, licences: materials.licences()?, sbom: materials.sbom()? })
+    }
+}
+
+/// The static binary for an architecture.
+fn build(arch: Arch) -> Result<PathBuf> {
+    let triple = arch.triple();
+    program("rustup", &["target", "add", triple]).run()?;
+    say(&format!("building the static binary for {}", arch.name()));
+    let variable = |name: &str| name.replace("TRIPLE", &triple.replace('-', "_"));
+    let arguments =
+        ["build", "--release", "--target", triple, "--package", "accountant-agent", "--bin", "accountant"];
+    let mut build = cargo(&arguments).env("CARGO_ENCODED_RUSTFLAGS", remap()?);
+    if arch == Arch::Arm64 {
+        // For what of the cryptography is written in C; and the linker that comes with Rust links for every architecture.
+        build = build
+            .env(&variable("CC_TRIPLE"), "aarch64-linux-gnu-gcc")
+            .env(&variable("CARGO_TARGET_TRIPLE_LINKER").to_uppercase(), "rust-lld");
+    }
+    build.run()?;
+    Ok(root().join("target").join(triple).join("release/accountant"))
+}
+
+/// Flags that leave the machine's paths out of the binary.
+fn remap() -> Result<String> {
+    let sysroot = program("rustc", &["--print", "sysroot"]).output()?;
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    let cargo = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("HOME is not set")?;
+    let paths = [(root(), "/src"), (cargo, "/cargo"), (sysroot.trim().into(), "/rust")];
+    let flag = |(path, name): &(PathBuf, &str)| format!("--remap-path-prefix={}={name}", path.display());
+    Ok(paths.iter().map(flag).collect::<Vec<_>>().join("\x1f"))
+}
