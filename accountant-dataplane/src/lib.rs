@@ -17,4 +17,5 @@ pub mod nftables;
 pub mod source;
 mod xtables;
 
+pub use accountant_sys::memory::give_back as give_back_memory;
 pub use source::{Poll, RuleSource, SourceError, TablePoll, Wanted};

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod mapping;
+pub mod memory;
 pub mod program;
 pub mod scratch;
 pub mod xtables;

@@ -35,6 +35,8 @@ const SOON_ENOUGH: Duration = Duration::from_secs(1);
 
 /// How many changes of names are taken before other things get their turn.
 const NAMES_AT_ONCE: usize = 1000;
+/// How often memory that is free is given back.
+const GIVE_BACK: Duration = Duration::from_secs(3600);
 
 /// What the engine publishes.
 #[derive(Clone, Debug)]
@@ -120,6 +122,9 @@ pub struct Engine {
     tick: Option<Tick>,
     waiting: Vec<oneshot::Sender<()>>,
     started: Instant,
+    /// How many ticks have ended, and when memory was last given back.
+    ticks: u64,
+    gave_back: Instant,
 }
 
 impl Engine {
@@ -167,6 +172,8 @@ impl Engine {
             tick: None,
             waiting: Vec::new(),
             started: Instant::now(),
+            ticks: 0,
+            gave_back: Instant::now(),
         };
         Ok((engine, Handle { requests: requests_in, published }))
     }
@@ -281,6 +288,16 @@ impl Engine {
                 // Whoever gave up waiting needs no answer.
                 let _ = waiter.send(());
             }
+            self.give_back_memory();
+        }
+    }
+
+    /// Gives back what reading the kernel's types and all rules for the first time has left, and again what has gathered.
+    fn give_back_memory(&mut self) {
+        self.ticks += 1;
+        if self.ticks == 2 || self.gave_back.elapsed() > GIVE_BACK {
+            accountant_dataplane::give_back_memory();
+            self.gave_back = Instant::now();
         }
     }
 

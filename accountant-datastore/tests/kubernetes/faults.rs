@@ -97,7 +97,7 @@ pub async fn what_the_server_does_not_tell_takes_no_name(binary: PathBuf) {
     cluster.np(V3, "a").await;
     let (proxy, mut names) = cluster.proxy().await;
     names.in_sync().await;
-    let mut refuse = async |status: u16, names: &mut Names| {
+    let refuse = async |status: u16, names: &mut Names| {
         proxy.rule(move |target| if target == "/apis" { Fate::Answer(status) } else { Fate::Pass });
         let asked = || proxy.seen().iter().filter(|target| *target == "/apis").count();
         // When it is asked again, what came of the last answer is done.
