@@ -3,12 +3,10 @@
 //! Several backends can hold Calico's chains of a table at once. Their rules count the same packets, so only one of them
 //! posts ([`Books::posting`]) and the others are followed ([`Overlap`]).
 
-use accountant_core::attribute::{Attribution, Attributor, Compared};
-use accountant_core::calico::bpf::{Accountant, Reading};
-use accountant_core::id::Endpoint;
+use accountant_core::attribute::Compared;
 use accountant_core::index::Index;
 use accountant_core::ledger::{Cause, Key, Ledger, Posting, What};
-use accountant_core::snapshot::{Snapshot, Source, TableId};
+use accountant_core::snapshot::{Source, TableId};
 use accountant_core::view::{View, Viewer};
 use accountant_core::watch::{Path, Went};
 use accountant_core::{IpVersion, Table};
@@ -17,12 +15,11 @@ use accountant_dataplane::{Poll, Wanted};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use super::book::{Book, Charger};
 use super::denied::{DeniedFlows, DeniedView};
 use super::overlap::{self, Overlap};
 use super::seen::Seen;
 
-/// How many empty snapshots settle whatever a table that is gone left open.
-const CLOSING: usize = 8;
 /// How often it is looked which accounts are still in use.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
@@ -66,23 +63,6 @@ pub(super) struct Books {
 
 /// Of the posting tables, of what the programs saw, and of the ledger.
 type Versions = (Vec<(TableId, u64)>, u64, u64);
-
-/// Who says what the numbers of a table mean.
-enum Charger {
-    /// Of rules and their counters.
-    Rules(Box<Attributor>),
-    /// Of verdicts.
-    Verdicts(Box<Accountant>),
-}
-
-/// The book of one table.
-struct Book {
-    by: Charger,
-    /// Postings since the last tick ended.
-    held: Vec<Posting>,
-    /// Whether another reading would tell more of what was counted already.
-    unsettled: bool,
-}
 
 /// What only one backend counts at a time.
 type Place = (IpVersion, Table);
@@ -338,84 +318,6 @@ impl Books {
             (!endpoints.is_empty()).then_some((*id, endpoints.len(), posts))
         });
         with_endpoints.collect()
-    }
-}
-
-impl Book {
-    fn new(id: TableId) -> Self {
-        let by = match id.source {
-            Source::CalicoBpf => Charger::Verdicts(Box::new(Accountant::new(id))),
-            Source::IptablesLegacy | Source::Nftables => Charger::Rules(Box::new(Attributor::new(id))),
-        };
-        Self { by, held: Vec::new(), unsettled: false }
-    }
-
-    fn endpoints(&self) -> Box<dyn Iterator<Item = &Endpoint> + '_> {
-        match &self.by {
-            Charger::Rules(attributor) => Box::new(attributor.endpoints()),
-            Charger::Verdicts(accountant) => Box::new(accountant.endpoints()),
-        }
-    }
-
-    fn has_endpoints(&self) -> bool {
-        self.endpoints().next().is_some()
-    }
-
-    /// Whether it has chains of endpoints, or had them until now.
-    fn is_in_use(&self) -> bool {
-        self.has_endpoints() || !self.held.is_empty()
-    }
-
-    fn accounts(&self) -> Vec<Key> {
-        match &self.by {
-            Charger::Rules(attributor) => attributor.accounts(),
-            Charger::Verdicts(accountant) => accountant.accounts(),
-        }
-    }
-
-    /// Changes whenever its accounts may be others than before.
-    fn accounts_version(&self) -> u64 {
-        match &self.by {
-            Charger::Rules(attributor) => attributor.accounts_version(),
-            Charger::Verdicts(accountant) => accountant.accounts_version(),
-        }
-    }
-
-    fn rename(&mut self, index: &Index) -> Vec<(Key, Key)> {
-        match &mut self.by {
-            Charger::Rules(attributor) => attributor.rename(index),
-            // The numbers of rules say all, or nothing was charged to a name.
-            Charger::Verdicts(_) => Vec::new(),
-        }
-    }
-
-    fn apply(&mut self, snapshot: &Snapshot, index: &Index) -> Attribution {
-        let Charger::Rules(attributor) = &mut self.by else { return Attribution::default() };
-        let mut attribution = attributor.apply(snapshot, index);
-        self.held.append(&mut attribution.postings);
-        self.unsettled = attribution.unsettled;
-        attribution
-    }
-
-    /// Takes verdicts; says whether another reading would tell more.
-    fn charge(&mut self, reading: &Reading, index: &Index) -> bool {
-        let Charger::Verdicts(accountant) = &mut self.by else { return false };
-        let mut charged = accountant.apply(reading, index);
-        self.held.append(&mut charged.postings);
-        self.unsettled = charged.unsettled;
-        charged.unsettled
-    }
-
-    /// Settles what was left open: there is nothing more to come.
-    fn close(&mut self, index: &Index) {
-        match &mut self.by {
-            Charger::Rules(_) => {
-                for _ in 0..CLOSING {
-                    self.apply(&Snapshot::default(), index);
-                }
-            }
-            Charger::Verdicts(accountant) => self.held.extend(accountant.close()),
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! come during a tick share it. A source that hangs delays a tick only for a while.
 
 pub mod aside;
+mod book;
 mod books;
 pub mod denied;
 mod overlap;
