@@ -59,8 +59,13 @@ impl Program {
         Ok(())
     }
 
+    /// Runs it and returns what it prints, as text.
+    pub(crate) fn output(self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&self.bytes()?).into_owned())
+    }
+
     /// Runs it and returns what it prints.
-    pub(crate) fn output(mut self) -> Result<String> {
+    pub(crate) fn bytes(mut self) -> Result<Vec<u8>> {
         let output = self
             .0
             .stderr(Stdio::inherit())
@@ -69,7 +74,7 @@ impl Program {
         if !output.status.success() {
             bail!("{:?} failed: {}", self.0, output.status);
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(output.stdout)
     }
 }
 

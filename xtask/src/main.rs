@@ -11,6 +11,7 @@ mod fuzz;
 mod package;
 mod setup;
 mod test;
+mod vm;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
@@ -37,6 +38,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run tests of real traffic on other kernels, in virtual machines; says what the agent can do on each.
+    VmTest(vm::Args),
     /// Measure, and compare with what others need.
     Bench {
         /// Arguments for the benchmark; `--help` lists them.
@@ -65,6 +68,7 @@ fn main() -> Result<()> {
         Command::Build => build(),
         Command::Demo(args) => demo::run(&args),
         Command::Test { arguments } => test::run(&arguments),
+        Command::VmTest(args) => vm::run(&args),
         Command::Bench { arguments } => bench(&arguments),
         Command::Docs => docs(),
         Command::Deploy => deploy(),

@@ -127,7 +127,8 @@ fn find_llvm(folder: &Path, major: &str) -> Result<PathBuf> {
     bail!("the toolchain has no {wanted}* in {}: install Rust by rustup", folder.display())
 }
 
-fn packages(tools: &[(&str, &'static str)]) -> Result<()> {
+/// Installs what Debian has in packages, where the tools are missing.
+pub(crate) fn packages(tools: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<_> =
         tools.iter().filter(|(tool, _)| !exists(tool)).map(|(_, package)| *package).collect();
     if missing.is_empty() {

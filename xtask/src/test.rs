@@ -23,7 +23,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     say("building all tests");
     let (servers, kernel): (Vec<Binary>, Vec<Binary>) =
-        binaries()?.into_iter().partition(Binary::waits_for_servers);
+        binaries(&["--workspace".into(), "--all-targets".into()])?
+            .into_iter()
+            .partition(Binary::waits_for_servers);
     say("running all tests: those with servers aside, what they say comes at the end");
     let aside = thread::spawn(move || servers.iter().map(Binary::run_aside).collect::<Result<Vec<_>>>());
     let mut failed = Vec::new();
@@ -46,16 +48,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 }
 
 /// A test binary that cargo built.
-struct Binary {
+pub(crate) struct Binary {
     name: String,
-    package: PathBuf,
-    executable: PathBuf,
+    /// Where it runs.
+    pub(crate) package: PathBuf,
+    pub(crate) executable: PathBuf,
 }
 
-/// Builds all test binaries.
-fn binaries() -> Result<Vec<Binary>> {
+/// Builds the test binaries that these arguments of cargo's choose.
+pub(crate) fn binaries(which: &[String]) -> Result<Vec<Binary>> {
     let format = "--message-format=json-render-diagnostics";
-    let messages = cargo(&["test", "--workspace", "--all-targets", "--no-run", format]).output()?;
+    let messages = cargo(&["test", "--no-run", format]).args(which).output()?;
     let mut binaries = Vec::new();
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line).with_context(|| format!("cargo said: {line}"))?;
@@ -67,6 +70,11 @@ fn binaries() -> Result<Vec<Binary>> {
         bail!("cargo built no test binaries");
     }
     Ok(binaries)
+}
+
+/// The one of this name.
+pub(crate) fn named<'a>(binaries: &'a [Binary], name: &str) -> Result<&'a Binary> {
+    binaries.iter().find(|binary| binary.name == name).with_context(|| format!("cargo built no test {name}"))
 }
 
 impl Binary {

@@ -1,6 +1,6 @@
 //! `accountant check`: whether the agent would work here, and what is in its way.
 
-use super::{datastore, sources};
+use super::{datastore, first_look, sources};
 use crate::config::{CheckArgs, ConfigError, KernelPrograms, Names, Process};
 use crate::engine::status::{State, Status};
 use crate::engine::{Engine, Settings};
@@ -9,9 +9,6 @@ use accountant_dataplane::bird::{Follower, State as BirdState};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Duration;
-
-/// How long to wait for the datastore.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The capabilities that sources need: name, number (`include/uapi/linux/capability.h`), what for.
 const CAPABILITIES: [(&str, u8, &str); 3] = [
@@ -40,13 +37,7 @@ async fn look(args: &CheckArgs, names: Option<&Names>) -> anyhow::Result<Status>
     let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
     let (engine, handle) = Engine::new(settings, sources(&args.agent.sources), names.map(datastore))?;
     tokio::spawn(engine.run());
-    let names = async {
-        while !handle.latest().status.datastore.tried {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let _ = tokio::time::timeout(PATIENCE, names).await;
-    Ok(handle.fresh(Duration::ZERO).await.status.clone())
+    Ok(first_look(&handle).await.status.clone())
 }
 
 fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status) -> Value {
@@ -57,6 +48,7 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
             let reading = Some(s.how.describe(s.source)).filter(|_| s.state == State::Counting);
             json!({
                 "name": s.source.as_str(), "state": s.state.as_str(), "reason": s.reason, "reading": reading,
+                "in_place": s.how.is_in_place(), "rewrites_watched": s.how.keeps_counts_over_rewrites(),
             })
         })
         .collect();

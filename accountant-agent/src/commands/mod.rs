@@ -6,6 +6,8 @@ pub mod show;
 
 use crate::config::{Datastore, KernelPrograms, Names, SourceArgs};
 use crate::engine::sources::{Make, Sources};
+use crate::engine::status::State;
+use crate::engine::{Handle, Published};
 use accountant_core::snapshot::Source;
 use accountant_dataplane::RuleSource;
 use accountant_dataplane::calico_bpf::{self, CalicoBpf};
@@ -17,6 +19,33 @@ use accountant_datastore::etcdv3::Etcd;
 use accountant_datastore::kubernetes::Kubernetes;
 use accountant_datastore::manifests::Manifests;
 use accountant_datastore::{Nothing, Subscription, WithReports};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long to wait for the datastore's first names.
+const NAMES: Duration = Duration::from_secs(10);
+/// How long to wait for each source's first reading. On a busy node it takes longer than the engine waits for a source.
+const READINGS: Duration = Duration::from_secs(60);
+
+/// A first view, for whoever looks once: with names if there is a datastore that answers, and with every source.
+async fn first_look(handle: &Handle) -> Arc<Published> {
+    let names = async {
+        while handle.latest().status.datastore.name != "none" && !handle.latest().status.datastore.tried {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = timeout(NAMES, names).await;
+    let deadline = Instant::now() + READINGS;
+    loop {
+        let published = handle.fresh(Duration::ZERO).await;
+        let all_read = published.status.sources.iter().all(|source| source.state != State::Starting);
+        if all_read || Instant::now() > deadline {
+            return published;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
 
 /// The registry of sources.
 pub fn sources(args: &SourceArgs) -> Sources {

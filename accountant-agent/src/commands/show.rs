@@ -1,8 +1,8 @@
 //! `accountant show`: the accounts, from a running agent or read directly.
 
-use super::{datastore, sources};
+use super::{datastore, first_look, sources};
 use crate::config::{KernelPrograms, Process, ShowArgs, SourceArgs};
-use crate::engine::{Engine, Published, Settings};
+use crate::engine::{Engine, Settings};
 use crate::export::{denied, json, table};
 use anyhow::{Context, anyhow};
 use axum::body::Bytes;
@@ -13,11 +13,10 @@ use serde_json::Value;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 
-/// How long to wait for the datastore's first names, and for the agent's answer.
+/// How long to wait for the agent's answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often `--watch` prints.
 const WATCH: Duration = Duration::from_secs(1);
@@ -101,7 +100,7 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
         *direct = Some(handle);
     }
     let Some(handle) = direct else { return Err(anyhow!("no engine")) };
-    let published = ready(handle).await;
+    let published = first_look(handle).await;
     let failing: Vec<_> = published
         .status
         .sources
@@ -120,15 +119,4 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
 /// Nothing that is attached for a moment sees enough to be worth it.
 fn without_programs(args: &SourceArgs) -> SourceArgs {
     SourceArgs { kernel_programs: KernelPrograms::Off, ..args.clone() }
-}
-
-/// A fresh view, with names if there is a datastore that answers.
-async fn ready(handle: &crate::engine::Handle) -> Arc<Published> {
-    let names = async {
-        while handle.latest().status.datastore.name != "none" && !handle.latest().status.datastore.tried {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let _ = tokio::time::timeout(PATIENCE, names).await;
-    handle.fresh(Duration::ZERO).await
 }

@@ -2,7 +2,7 @@
 
 use super::kernel;
 use super::pins::{Pinned, Pins};
-use crate::in_place::reason::Host;
+use crate::in_place::reason::{Host, NEEDED};
 use crate::in_place::{CannotHere, chain};
 use accountant_abi::Traffic;
 use accountant_abi::calico::{HookKey, Last, MAX_HITS, PathKey, VerdictKey, notes};
@@ -39,9 +39,10 @@ impl std::fmt::Debug for Programs {
 impl Programs {
     /// Loads them for maps of these layouts, and attaches those that are attached once and for all.
     pub(super) fn load(pins: &Pins) -> Result<Self, CannotHere> {
-        let host = Host::look();
+        let host = Host::look(NEEDED);
         let counters = pins.counters.as_ref().map(|(_, layout)| *layout);
-        let layout = kernel::layout(pins.state_layout, counters)?;
+        let layout =
+            kernel::layout(pins.state_layout, counters).map_err(|reason| reason.explained_by(&host))?;
         let refused = |operation: &str, error: &dyn std::error::Error| {
             CannotHere::refused(operation, chain(error), &host)
         };

@@ -53,14 +53,14 @@ type Arguments = [u64; 12];
 impl Reader {
     /// Loads these programs, for rules of this kind.
     fn load(rules: Rules, programs: &[&str], maps: &[(&str, u32)]) -> Result<Self, CannotHere> {
-        let host = Host::look();
+        let host = Host::look(reason::NEEDED);
         let possible = reason::possible_cpus()
             .map_err(|error| CannotHere::refused("asking for the number of processors", error, &host))?;
         let cpus = possible.last().map_or(1, |last| last + 1);
         if cpus > MAX_CPUS {
             return Err(CannotHere::TooManyProcessors(cpus));
         }
-        let fields = fields::fields(rules)?;
+        let fields = fields::fields(rules).map_err(|reason| reason.explained_by(&host))?;
         let per_cpu_rules = u64::from(cpus > 1);
         let mut loader = EbpfLoader::new();
         // Nothing in the programs is relocated by types; without this, all of the kernel's are parsed once more.

@@ -23,8 +23,13 @@ pub enum CannotHere {
     #[error("the agent lacks {0}")]
     Capability(&'static str),
     /// The kernel lacks what the programs use.
-    #[error("Linux {0} is too old: {needed} is needed", needed = version(NEEDED))]
-    TooOld(String),
+    #[error("Linux {release} is too old: {}.{} is needed", needed.0, needed.1)]
+    TooOld {
+        /// The running one.
+        release: String,
+        /// The first that has it: major and minor number.
+        needed: (u32, u32),
+    },
     /// The kernel does not describe its types, or not in a way that is understood.
     #[error("the kernel's description of its types cannot be read: {file}: {reason}")]
     NoTypes {
@@ -66,10 +71,19 @@ impl CannotHere {
             Self::Lockdown
         } else if let Some(missing) = host.missing_capability() {
             Self::Capability(missing)
-        } else if parse(&host.release).is_some_and(|version| version < NEEDED) {
-            Self::TooOld(host.release.clone())
         } else {
-            Self::Refused { operation: operation.into(), error: error.to_string() }
+            Self::Refused { operation: operation.into(), error: error.to_string() }.explained_by(host)
+        }
+    }
+
+    /// What a kernel has not, or refuses, it has not yet if it is older than what the programs are for.
+    pub(crate) fn explained_by(self, host: &Host) -> Self {
+        let too_old = parse(&host.release).is_some_and(|version| version < host.needed);
+        match self {
+            Self::NoTypes { .. } | Self::NoField(_) | Self::Refused { .. } if too_old => {
+                Self::TooOld { release: host.release.clone(), needed: host.needed }
+            }
+            reason => reason,
         }
     }
 }
@@ -84,6 +98,8 @@ impl From<(&str, BtfError)> for CannotHere {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Host {
     pub(crate) release: String,
+    /// The first Linux with all that is to be used.
+    pub(crate) needed: (u32, u32),
     pub(crate) confidential: bool,
     /// `CapEff` of the process.
     pub(crate) capabilities: u64,
@@ -95,12 +111,14 @@ const CAP_PERFMON: u8 = 38;
 const CAP_BPF: u8 = 39;
 
 impl Host {
-    pub(crate) fn look() -> Self {
+    /// Looks, for programs that are for this Linux and later.
+    pub(crate) fn look(needed: (u32, u32)) -> Self {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let status = text("/proc/thread-self/status");
         let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
         Self {
             release: text("/proc/sys/kernel/osrelease").trim().into(),
+            needed,
             confidential: text("/sys/kernel/security/lockdown").contains("[confidentiality]"),
             capabilities: capabilities
                 .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
@@ -119,10 +137,6 @@ impl Host {
 fn parse(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-fn version((major, minor): (u32, u32)) -> String {
-    format!("{major}.{minor}")
 }
 
 /// The number of processors that can ever be there: the kernel's `nr_cpu_ids`, and which of them are possible.
@@ -154,15 +168,21 @@ mod tests {
     fn a_refusal_is_explained_by_what_the_host_is() {
         let why = |host: &Host| CannotHere::refused("loading a program", "EPERM", host);
         let all = 1 << CAP_BPF | 1 << CAP_PERFMON;
-        let host = Host { release: "6.18.5-x".into(), confidential: false, capabilities: all };
+        let host =
+            Host { release: "6.18.5-x".into(), needed: NEEDED, confidential: false, capabilities: all };
         assert!(matches!(why(&host), CannotHere::Refused { .. }));
         assert_eq!(why(&Host { confidential: true, ..host.clone() }), CannotHere::Lockdown);
         let lacking = Host { capabilities: 1 << CAP_BPF, ..host.clone() };
         assert_eq!(why(&lacking), CannotHere::Capability("CAP_PERFMON"));
         let root = Host { capabilities: 1 << CAP_SYS_ADMIN, ..host.clone() };
         assert!(matches!(why(&root), CannotHere::Refused { .. }));
+        let missing =
+            |host: &Host| CannotHere::NoField("bpf_rdonly_cast".into()).explained_by(host).to_string();
+        assert_eq!(missing(&host), "this kernel has no bpf_rdonly_cast");
         let old = Host { release: "5.10.0-30-amd64".into(), ..host };
         assert_eq!(why(&old).to_string(), "Linux 5.10.0-30-amd64 is too old: 5.19 is needed");
+        let newer = Host { release: "6.1.0-50-amd64".into(), needed: (6, 4), ..old };
+        assert_eq!(missing(&newer), "Linux 6.1.0-50-amd64 is too old: 6.4 is needed");
     }
 
     #[test]

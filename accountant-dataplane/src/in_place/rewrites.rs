@@ -4,7 +4,7 @@
 //! process a little: whoever uses this attaches it only while somebody has the lock file open.
 
 use super::fields::{self, Rules};
-use super::reason::{CannotHere, Host};
+use super::reason::{CannotHere, Host, NEEDED};
 use super::{chain, mapping};
 use accountant_abi::rewrites::{ADDED, COMPAT, Head, Piece, REPLACED};
 use accountant_core::{Counter, IpVersion, Table};
@@ -66,8 +66,8 @@ impl std::fmt::Debug for RewriteWatch {
 impl RewriteWatch {
     /// Loads the program for the network namespace at this address, with room for so many counters.
     pub(crate) fn load(net: u64, counters: usize) -> Result<Self, CannotHere> {
-        let host = Host::look();
-        let fields = fields::fields(Rules::LegacyRewrites)?;
+        let host = Host::look(NEEDED);
+        let fields = fields::fields(Rules::LegacyRewrites).map_err(|reason| reason.explained_by(&host))?;
         let room = room_for(counters);
         let mut loader = EbpfLoader::new();
         loader.btf(None);

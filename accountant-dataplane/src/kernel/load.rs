@@ -19,6 +19,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 /// The object of the programs.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/verdict"));
 
+/// The first Linux with programs of the packet filter.
+const NEEDED: (u32, u32) = (6, 4);
+
 /// What stands for the kernel's function in the programs (`accountant-ebpf/src/verdict/kernel.rs`).
 const CAST: i32 = 0x0acc_0001;
 /// `BPF_JMP | BPF_CALL`, and what in its source register makes it a call of a kernel function.
@@ -71,8 +74,8 @@ pub(super) struct Loaded {
 impl Loaded {
     /// Makes the maps.
     pub(super) fn new(sizes: Sizes) -> Result<Self, CannotHere> {
-        let host = Host::look();
-        let mut kernel = Kernel::look()?;
+        let host = Host::look(NEEDED);
+        let mut kernel = Kernel::look().map_err(|reason| reason.explained_by(&host))?;
         kernel.places.interface_mask = sizes.interfaces() - 1;
         kernel.places.slots = sizes.slots;
         let mut loader = EbpfLoader::new();

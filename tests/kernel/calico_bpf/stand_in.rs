@@ -12,6 +12,7 @@ use aya::maps::{HashMap, Map, MapData, PerCpuHashMap, PerCpuValues, ProgramArray
 use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::EbpfSectionKind;
 use aya_obj::generated::bpf_map_type;
@@ -35,6 +36,9 @@ pub(crate) const VERSIONS: [Version; 5] = [
     NEWEST,
 ];
 pub(crate) const NEWEST: Version = Version { state: ("cali_state6", 512), counters: ("cali_counters6", 216) };
+
+/// The first Linux with tcx.
+const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 
 /// A filesystem for pins, and Calico's folder with the listings; as on a node, but for where they are.
 pub(crate) struct Pins {
@@ -159,8 +163,11 @@ impl StandIn {
         self.loaded.insert((interface.to_string(), hook), (ebpf, Some(link)));
     }
 
-    /// Attaches to both hooks.
+    /// Attaches to both hooks, as Calico does it on this kernel.
     pub(crate) fn attach_both(&mut self, interface: &str) {
+        if KernelVersion::current().unwrap() < TCX {
+            return self.attach_to_clsact(interface);
+        }
         self.attach(interface, INGRESS);
         self.attach(interface, EGRESS);
     }

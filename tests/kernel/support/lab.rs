@@ -1,6 +1,6 @@
 //! A node of the lab with its manifests in a folder, and the agent in it.
 
-use super::start;
+use super::{program, start};
 use accountant_lab::felix::{Backend, Dialect, Version};
 use accountant_lab::policy::Rule;
 use accountant_lab::scenario::{NODE_NAME, Scenario};
@@ -33,6 +33,11 @@ impl Lab {
         let path = self.node.host().lock_file();
         let held = Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusive).unwrap();
         (held, path.display().to_string())
+    }
+
+    /// The same, without waiting for it to be ready.
+    pub fn spawn(&self, more: &[&str]) -> Agent {
+        Agent::spawn(self.node.host(), program(), &[&self.arguments()[..], more].concat()).unwrap()
     }
 
     /// Starts the agent with these arguments more.

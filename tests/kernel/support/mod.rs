@@ -13,7 +13,26 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long anything is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the agent can do on newer kernels only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacks {
+    /// Programs in the packet's path.
+    Programs,
+    /// Reading counters of nftables in place.
+    InPlace,
+}
+
+/// Whether this kernel lacks it, as `cargo xtask vm-test` says in `ACCOUNTANT_KERNEL_LACKS` once `accountant check` has said
+/// so. Without that variable everything has to be there.
+pub fn lacks(what: Lacks) -> bool {
+    let name = match what {
+        Lacks::Programs => "programs",
+        Lacks::InPlace => "in_place",
+    };
+    std::env::var("ACCOUNTANT_KERNEL_LACKS").is_ok_and(|lacks| lacks.split(',').any(|lack| lack == name))
+}
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")

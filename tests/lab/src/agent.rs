@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub const ADDRESS: &str = "127.0.0.1:9009";
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Variables that would reach the agent from whoever runs the lab: those of Calico's configuration and its own. `HOME` may
 /// have a kubeconfig.
