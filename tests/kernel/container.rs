@@ -104,7 +104,15 @@ fn it_counts_verdicts_of_calico_bpf_through_its_mounts() {
         stand_in
     };
     let _stand_in = lab.node.host().enter(begin).unwrap();
-    let mounted = Mounted { calico: Some(pins.run()), bpf: Some(pins.filesystem()) };
+    let mounted = || Mounted { calico: Some(pins.run()), bpf: Some(pins.filesystem()), ..Mounted::default() };
+    let up = |agent: &Agent| scrape(agent).sum("calico_accountant_source_up", &[("source", "calico-bpf")]);
+    // Which programs are attached is shown to who has this only.
+    let container = Container::mounting(&lab, Bpf::Allowed, mounted());
+    let agent = Agent::start(lab.node.host(), &container.program(), &[]).unwrap();
+    wait_until("the source says what it lacks", || agent.log().contains("CAP_SYS_ADMIN"));
+    assert_eq!(up(&agent), 0.0);
+    drop(agent);
+    let mounted = Mounted { capability: Some("CAP_SYS_ADMIN"), ..mounted() };
     let container = Container::mounting(&lab, Bpf::Allowed, mounted);
     let agent = Agent::start(lab.node.host(), &container.program(), &[]).unwrap();
     udp(&web.netns, lab::v4(&lab.node, "shop", "db"), 6000, 1, 7, 10).unwrap();
@@ -114,5 +122,5 @@ fn it_counts_verdicts_of_calico_bpf_through_its_mounts() {
     };
     wait_until("verdicts are counted", || count("deny") >= 7.0 && count("pass") >= 7.0);
     assert_eq!((count("deny"), count("pass")), (7.0, 7.0));
-    assert_eq!(scrape(&agent).sum("calico_accountant_source_up", &[("source", "calico-bpf")]), 1.0);
+    assert_eq!(up(&agent), 1.0);
 }

@@ -17,6 +17,7 @@ mod programs;
 mod reading;
 
 use crate::in_place::CannotHere;
+use crate::in_place::reason::{Host, NEEDED};
 use crate::source::{How, Note, now};
 use crate::{Poll, RuleSource, SourceError, Wanted};
 use accountant_abi::calico::notes;
@@ -151,7 +152,8 @@ impl CalicoBpf {
             }
             None => {
                 if !links::is_calico_attached() {
-                    return Err(Reason::Absent(Absent::NotAttached));
+                    let may_look = Host::look(NEEDED).may_look_up_programs();
+                    return Err(Reason::Absent(if may_look { Absent::NotAttached } else { Absent::Unseen }));
                 }
                 let mut programs = Programs::load(&pins).map_err(Reason::Cannot)?;
                 let mut links = Links::default();

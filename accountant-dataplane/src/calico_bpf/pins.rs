@@ -40,6 +40,12 @@ pub enum Absent {
     /// Its programs are not attached.
     #[error("Calico's maps are pinned, and none of its programs is attached to an interface")]
     NotAttached,
+    /// Whether its programs are attached cannot be seen.
+    #[error(
+        "Calico's maps are pinned, but the kernel shows which programs are attached only to who has CAP_SYS_ADMIN: give it to \
+         the agent (docs/security.md)"
+    )]
+    Unseen,
 }
 
 fn hint(error: &str) -> &'static str {

@@ -126,6 +126,11 @@ impl Host {
         }
     }
 
+    /// Whether the process may look up what others have loaded (`BPF_PROG_GET_FD_BY_ID` asks for `CAP_SYS_ADMIN`).
+    pub(crate) fn may_look_up_programs(&self) -> bool {
+        self.capabilities >> CAP_SYS_ADMIN & 1 == 1
+    }
+
     fn missing_capability(&self) -> Option<&'static str> {
         let held = |number: u8| self.capabilities >> number & 1 == 1;
         let needed = [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")];

@@ -32,6 +32,8 @@ pub struct Mounted {
     pub calico: Option<PathBuf>,
     /// What is `/sys/fs/bpf` on a node; default: an empty one.
     pub bpf: Option<PathBuf>,
+    /// A capability beside those of the pod.
+    pub capability: Option<&'static str>,
 }
 
 /// A container that is not started yet.
@@ -143,7 +145,8 @@ fn config(pod: &Value, seccomp: impl Fn(&[String]) -> Value, lab: &Lab, mounted:
     let context = &container["securityContext"];
     assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
     let added = context["capabilities"]["add"].as_array().unwrap().iter();
-    let capabilities: Vec<_> = added.map(|name| format!("CAP_{}", name.as_str().unwrap())).collect();
+    let added = added.map(|name| format!("CAP_{}", name.as_str().unwrap()));
+    let capabilities: Vec<_> = added.chain(mounted.capability.map(str::to_string)).collect();
     let arguments = ["/accountant"].into_iter().chain(container["args"].as_array().unwrap().iter().map(text));
     let node = |name: &str| match name {
         "NODENAME" => Some(NODE_NAME.to_string()),

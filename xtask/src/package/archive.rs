@@ -39,16 +39,16 @@ pub(super) fn tar(entries: &[Entry]) -> Result<Vec<u8>> {
         for folder in missing.into_iter().rev() {
             // The empty end makes a slash.
             let path = folder.join("");
-            tar.append_data(&mut header(EntryType::Directory, 0o755, 0), path, std::io::empty())?;
+            tar.append_data(&mut header(EntryType::Directory, 0o755, 0)?, path, std::io::empty())?;
         }
-        let mut header = header(EntryType::Regular, entry.mode, entry.content.len());
+        let mut header = header(EntryType::Regular, entry.mode, entry.content.len())?;
         let added = tar.append_data(&mut header, &entry.path, entry.content.as_slice());
         added.with_context(|| entry.path.clone())?;
     }
     Ok(tar.into_inner()?)
 }
 
-fn header(kind: EntryType, mode: u32, size: usize) -> Header {
+fn header(kind: EntryType, mode: u32, size: usize) -> Result<Header> {
     let mut header = Header::new_ustar();
     header.set_entry_type(kind);
     header.set_size(size as u64);
@@ -56,7 +56,9 @@ fn header(kind: EntryType, mode: u32, size: usize) -> Header {
     header.set_mtime(0);
     header.set_uid(0);
     header.set_gid(0);
-    header
+    header.set_username("root")?;
+    header.set_groupname("root")?;
+    Ok(header)
 }
 
 /// Compressed, without name and time.

@@ -122,7 +122,8 @@ mod tests {
         let file = folder.path().join("it.deb");
         fs::write(&file, made()).unwrap();
         let file = file.to_str().unwrap();
-        assert_eq!(run("dpkg-deb", &["--field", file, "Package", "Architecture"]).lines().count(), 2);
+        let fields = run("dpkg-deb", &["--field", file, "Package", "Architecture"]);
+        assert_eq!(fields.lines().count(), 2, "{fields}");
         let listed = run("dpkg-deb", &["--contents", file]);
         let lines: Vec<_> = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
         let is = |path: &str, mode: &str| {
