@@ -29,7 +29,7 @@ use support::lab::{Lab, v4};
 use support::streams::{
     ALLOWED, DENIED_IN_PASS_TIER, DENIED_LAST, Denied, NOBODYS, SIZE, STRIDE, Stream, shop,
 };
-use support::{Scrape, scrape, wait_until};
+use support::{Scrape, Series, scrape, wait_until};
 
 /// How often rules are rewritten where nothing else is said.
 const REWRITES: usize = 120;
@@ -166,6 +166,12 @@ fn too_much(sent: &Books, counted: &Books) -> Vec<(Line, u64)> {
     counted.iter().filter(more).map(|(line, packets)| (line.clone(), *packets)).collect()
 }
 
+/// What says why packets are unattributed.
+fn why(scrape: &Scrape) -> Vec<(&Series, &f64)> {
+    let says = |series: &Series| series.0.contains("unattributed") || series.0.contains("source_events");
+    scrape.series.iter().filter(|(series, value)| says(series) && **value > 0.0).collect()
+}
+
 fn read_in_a_loop(
     agent: &accountant_lab::Agent,
     streams: &[Stream; 3],
@@ -177,7 +183,7 @@ fn read_in_a_loop(
         let now = scrape(agent);
         now.assert_not_below(&last);
         let (denied, most) = (Denied::of(&now), Denied { unattributed, ..Denied::most(streams) });
-        assert!(denied.fits(&most), "counted {denied:?}, sent at most {most:?}");
+        assert!(denied.fits(&most), "counted {denied:?}, sent at most {most:?}: {:#?}", why(&now));
         let accepted = now.sum("policy_accept_counter", &[("pod", "web"), ("type", "tw")]);
         let sent: u64 = streams.iter().map(Stream::most).sum();
         assert!(accepted <= sent as f64, "accepted {accepted} of {sent}");

@@ -73,12 +73,18 @@ impl Books {
     }
 
     /// Takes what a source read.
-    pub(super) fn take(&mut self, poll: &Poll) -> Told {
+    pub(super) fn take(&mut self, poll: &mut Poll) -> Told {
         let mut told = Told::default();
-        for table in &poll.tables {
-            let Ok(snapshot) = &table.snapshot else { continue };
+        let held: Vec<TableId> =
+            self.tables.keys().copied().chain(poll.tables.iter().map(|t| t.id)).collect();
+        for table in &mut poll.tables {
+            let Ok(snapshot) = &mut table.snapshot else { continue };
             if let Some(around) = &snapshot.verdicts {
                 self.seen.take(table.id, &around.after, &mut self.ledger);
+            }
+            // What one backend knows by its programs and another by its counters alone cannot be told from what both counted.
+            if held.iter().any(|id| *id != table.id && place(*id) == place(table.id)) {
+                snapshot.verdicts = None;
             }
             let book = self.tables.entry(table.id).or_insert_with(|| Book::new(table.id));
             let attribution = book.apply(snapshot, &self.index);

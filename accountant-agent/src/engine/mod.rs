@@ -239,7 +239,7 @@ impl Engine {
             .as_ref()
             .is_ok_and(|poll| poll.notes.contains(&accountant_dataplane::source::Note::MissedRewrite));
         let mut take = |mut poll| {
-            let told = self.books.take(&poll);
+            let told = self.books.take(&mut poll);
             self.books.take_denied(&mut poll);
             told
         };
