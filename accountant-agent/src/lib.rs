@@ -8,3 +8,5 @@ pub mod commands;
 pub mod config;
 pub mod engine;
 pub mod export;
+#[cfg(test)]
+mod generated;

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bird;
+mod bytes;
 pub mod calico_bpf;
 pub mod census;
 pub mod in_place;

@@ -7,6 +7,7 @@
 //!
 //! Invariant: total. What is too short or unknown counts as "has other matches" or "does something else".
 
+use crate::bytes::{u16_at, u32_at};
 use accountant_core::rule::{Action, CtStates, MarkMatch, Matches};
 
 /// Size of `struct xt_entry_match` and `struct xt_entry_target`: u16 size, name of 29 bytes, u8 revision.
@@ -92,14 +93,6 @@ pub(crate) fn states(mask: u32) -> CtStates {
         related: mask & 4 != 0,
         other: mask & !7 != 0,
     }
-}
-
-fn u16_at(data: &[u8], offset: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(data.get(offset..offset + 2)?.try_into().ok()?))
-}
-
-fn u32_at(data: &[u8], offset: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(data.get(offset..offset + 4)?.try_into().ok()?))
 }
 
 #[cfg(test)]

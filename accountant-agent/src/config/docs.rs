@@ -1,22 +1,11 @@
 //! docs/configure.md: its text is written by hand, the tables of flags come from the command line itself.
 //!
-//! In the document, what is between `<!-- flags: COMMAND -->` and `<!-- end -->` is generated. The test fails when it is stale;
-//! `cargo xtask docs` writes it.
+//! In the document, what is between `<!-- flags: COMMAND -->` and `<!-- end -->` is generated ([`crate::generated`]).
 
 use super::Cli;
+use crate::generated;
 use clap::{Arg, Command, CommandFactory};
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
-
-/// Set, it makes the test write the document.
-const REWRITE: &str = "ACCOUNTANT_REWRITE";
-const BEGIN: &str = "<!-- flags: ";
-const END: &str = "<!-- end -->";
-
-fn path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/configure.md")
-}
 
 /// The command whose flags are not told again of the others.
 const FIRST: &str = "run";
@@ -56,29 +45,11 @@ fn row(name: &str, arg: &Arg) -> String {
     format!("| `--{name}{value}` | {} | {} | {help}. |\n", code(&variable), code(&default))
 }
 
-/// The document with its tables made anew.
-fn renewed(document: &str) -> String {
-    let (mut text, mut rest) = (String::new(), document);
-    while let Some((before, after)) = rest.split_once(BEGIN) {
-        let (command, after) = after.split_once(" -->").unwrap();
-        let (_, after) = after.split_once(END).unwrap();
-        text += &format!("{before}{BEGIN}{command} -->\n{}{END}", flags(command));
-        rest = after;
-    }
-    text + rest
-}
-
 #[test]
 fn the_document_is_made_from_the_command_line() {
-    let document = fs::read_to_string(path()).unwrap();
-    let renewed = renewed(&document);
-    if std::env::var_os(REWRITE).is_some() {
-        fs::write(path(), &renewed).unwrap();
-    } else {
-        assert!(renewed == document, "docs/configure.md is stale: `cargo xtask docs` writes it");
-    }
+    let tables = generated::keep_fresh("configure.md", "flags", flags);
     for command in Cli::command().get_subcommands() {
         let name = command.get_name();
-        assert!(document.contains(&format!("{BEGIN}{name} -->")), "docs/configure.md lacks {name}");
+        assert!(tables.contains(name), "docs/configure.md lacks {name}");
     }
 }

@@ -6,12 +6,11 @@ use accountant_core::Counter;
 use accountant_core::index::Index;
 use accountant_core::ledger::AccountKey;
 use accountant_core::view::{Label, labels};
-use accountant_dataplane::kernel::DeniedFlow;
-use nix::time::{ClockId, clock_gettime};
+use accountant_dataplane::kernel::{DeniedFlow, clock};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// How many flows are kept.
 const MOST: usize = 1024;
@@ -73,7 +72,7 @@ impl DeniedFlows {
         self.lost = self.lost.saturating_add(lost.saturating_sub(self.lost_before));
         self.lost_before = lost;
         // What the monotonic clock was at the beginning of 1970, for a clock that nobody sets.
-        let begun = SystemTime::now().checked_sub(now()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let begun = SystemTime::now().checked_sub(clock()).unwrap_or(SystemTime::UNIX_EPOCH);
         for (flow, account) in dropped {
             let Some(account) = account else {
                 self.lost = self.lost.saturating_add(flow.counter.packets);
@@ -119,11 +118,6 @@ impl DeniedFlows {
     }
 }
 
-/// The monotonic clock, as the programs in the kernel read it.
-fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +126,7 @@ mod tests {
     use accountant_core::ledger::What;
     use accountant_core::snapshot::{Source, TableId};
     use accountant_core::{Direction, Table};
+    use std::time::Duration;
 
     fn account() -> AccountKey {
         AccountKey {

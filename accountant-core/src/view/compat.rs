@@ -8,7 +8,7 @@ use crate::id::{EndpointKind, TierName};
 use crate::index::Index;
 use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, What};
 use crate::{Direction, Interface};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The compatible families.
@@ -48,6 +48,7 @@ pub struct CompatAccount {
 /// The compatible accounts of the ledger, those of equal labels put together.
 pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec<CompatAccount> {
     let mut accounts: BTreeMap<Series, CompatAccount> = BTreeMap::new();
+    let mut workloads: HashMap<&Interface, [Arc<str>; 4]> = HashMap::new();
     for (slot, key) in ledger.accounts() {
         let Key::Account(key) = key else { continue };
         let Some((family, policy)) = family(key) else { continue };
@@ -56,7 +57,9 @@ pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec
             Direction::Egress => "fw",
         };
         let policy = policy.map(|policy| texts.share(&policy));
-        let [pod, pod_namespace, app, ip] = workload(&key.endpoint.interface, index, texts);
+        let interface = &key.endpoint.interface;
+        let labels = workloads.entry(interface).or_insert_with(|| workload(interface, index, texts));
+        let [pod, pod_namespace, app, ip] = labels.clone();
         let series =
             (family, pod.clone(), pod_namespace.clone(), app.clone(), ip.clone(), chain, policy.clone());
         let new =

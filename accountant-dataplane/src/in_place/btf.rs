@@ -6,6 +6,7 @@
 //!
 //! Invariant: total. Any bytes give places or a typed error; nothing is read beyond them.
 
+use crate::bytes::u32_at;
 use thiserror::Error;
 
 const MAGIC: u16 = 0xeb9f;
@@ -117,8 +118,8 @@ impl<'a> Btf<'a> {
         let mut heads = heads.filter(|head| head.kind == ENUM && self.is_named(head.name, enumeration));
         let own = heads.find_map(|head| {
             (0..head.members as usize).find_map(|member| {
-                let is_it = self.is_named(word(head.rest, 8 * member)?, name);
-                word(head.rest, 8 * member + 4).filter(|_| is_it)
+                let is_it = self.is_named(u32_at(head.rest, 8 * member)?, name);
+                u32_at(head.rest, 8 * member + 4).filter(|_| is_it)
             })
         });
         own.or_else(|| self.base?.value(enumeration, name))
@@ -144,10 +145,10 @@ impl<'a> Btf<'a> {
         for number in 0..head.members as usize {
             *steps = steps.checked_sub(1)?;
             let member = head.rest.get(number * 12..number * 12 + 12)?;
-            let offset = word(member, 8)?;
+            let offset = u32_at(member, 8)?;
             let (bit, bits) = if head.with_bits { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
-            let inner = || self.structure(word(member, 4)?);
-            let found = match word(member, 0)? {
+            let inner = || self.structure(u32_at(member, 4)?);
+            let found = match u32_at(member, 0)? {
                 // Members of what has no name count as the structure's own.
                 0 => inner().and_then(|inner| self.along(inner, path, depth, steps)),
                 this if self.is_named(this, name) => match rest {
@@ -196,13 +197,13 @@ impl<'a> Btf<'a> {
 
 fn sections(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let magic = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?);
-    let header = word(bytes, 4)? as usize;
+    let header = u32_at(bytes, 4)? as usize;
     if magic != MAGIC || header < HEADER {
         return None;
     }
     let body = bytes.get(header..)?;
     let part = |offset, length| {
-        let (offset, length) = (word(bytes, offset)? as usize, word(bytes, length)? as usize);
+        let (offset, length) = (u32_at(bytes, offset)? as usize, u32_at(bytes, length)? as usize);
         body.get(offset..offset.checked_add(length)?)
     };
     Some((part(8, 12)?, part(16, 20)?))
@@ -210,13 +211,13 @@ fn sections(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 fn head(types: &[u8], at: usize) -> Option<Head<'_>> {
     let bytes = types.get(at..)?;
-    let info = word(bytes, 4)?;
+    let info = u32_at(bytes, 4)?;
     Some(Head {
-        name: word(bytes, 0)?,
+        name: u32_at(bytes, 0)?,
         kind: info >> 24 & 0x1f,
         members: info & 0xffff,
         with_bits: info >> 31 == 1,
-        other: word(bytes, 8)?,
+        other: u32_at(bytes, 8)?,
         rest: bytes.get(12..)?,
     })
 }
@@ -234,10 +235,6 @@ fn payload(kind: u32, members: u32) -> Option<usize> {
         _ => return None,
     };
     Some(members as usize * each)
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@
 //! is its last word.
 
 use super::{CannotHere, Reader, chain, mapping};
+use crate::bytes::u64_at;
 use accountant_abi::in_place::CpuOffsets;
 use accountant_core::Counter;
 use accountant_sys::mapping::Mapping;
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, RingBuf};
 use aya::programs::{ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use nix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -118,11 +118,6 @@ impl Freed {
     }
 }
 
-/// The clock that tells when something was freed.
-pub(crate) fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
-}
-
 fn put_offsets(reader: &Reader, ebpf: &mut Ebpf) -> Result<(), aya::maps::MapError> {
     const NAME: &str = "CPU_OFFSETS";
     let missing = || aya::maps::MapError::InvalidName { name: NAME.into() };
@@ -139,7 +134,7 @@ fn attach(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
 }
 
 fn told(record: &[u8]) -> Option<(u64, Told)> {
-    let word = |index: usize| Some(u64::from_ne_bytes(record.get(8 * index..)?.first_chunk().copied()?));
+    let word = |index: usize| u64_at(record, 8 * index);
     let (at, pointer, bytes, packets) = (word(0)?, word(1)?, word(2)?, word(3)?);
     Some((pointer, Told { at: Duration::from_nanos(at), last: Counter::new(packets, bytes) }))
 }

@@ -6,6 +6,7 @@
 use super::fields::{self, Rules};
 use super::reason::{CannotHere, Host, NEEDED};
 use super::{chain, mapping};
+use crate::bytes::{u32_at, u64_at};
 use accountant_abi::rewrites::{ADDED, COMPAT, Head, Piece, REPLACED};
 use accountant_core::{Counter, IpVersion, Table};
 use accountant_sys::mapping::Mapping;
@@ -200,14 +201,6 @@ fn event(head: Head, counters: Option<Vec<Counter>>) -> Event {
     let ip_version = if head.family == 10 { IpVersion::V6 } else { IpVersion::V4 };
     let table = table.filter(|_| head.kind != COMPAT).map(|table| (ip_version, table));
     Event { table, what, private: head.private, number: head.number }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //!
 //! Invariant: total. Any bytes give a table or a typed error; nothing is read beyond the blob.
 
+use crate::bytes::{u16_at, u64_at};
 use crate::census::{CALICO, Extent, Table};
 use crate::xtables;
 use accountant_core::calico::ChainKind;
@@ -372,11 +373,5 @@ fn digest(entry: Entry<'_>, layout: Layout, action: &Action) -> u64 {
 }
 
 fn counter_at(blob: &[u8], offset: usize) -> Option<Counter> {
-    let packets = blob.get(offset..offset + 8)?.try_into().ok()?;
-    let bytes = blob.get(offset + 8..offset + 16)?.try_into().ok()?;
-    Some(Counter::new(u64::from_ne_bytes(packets), u64::from_ne_bytes(bytes)))
-}
-
-fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(offset..offset + 2)?.try_into().ok()?))
+    Some(Counter::new(u64_at(blob, offset)?, u64_at(blob, offset + 8)?))
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: total. A record that is cut short is left out.
 
-use super::witness::{u32_at, u64_at};
+use crate::bytes::{u32_at, u64_at};
 use crate::in_place::CannotHere;
 use accountant_abi::verdict::{Flow, FlowKey};
 use accountant_core::snapshot::TableId;

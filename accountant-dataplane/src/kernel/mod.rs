@@ -26,9 +26,16 @@ use accountant_core::watch::ChainVerdicts;
 use links::LinkNews;
 use list::Watched;
 use load::{Loaded, Sizes};
+use nix::time::{ClockId, clock_gettime};
 use only::Only;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use witness::Witness;
+
+/// The clock that programs in the kernel read (`CLOCK_MONOTONIC`).
+pub fn clock() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
 
 /// The programs of one network namespace, shared by the sources that read its rules. Nothing is loaded before there is a
 /// chain to watch.

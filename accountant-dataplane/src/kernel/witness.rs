@@ -10,6 +10,7 @@ use super::flows::{self, DeniedFlow};
 use super::interfaces::{Interfaces, Slots};
 use super::list::{Places, Watched};
 use super::load::{Loaded, Sizes};
+use crate::bytes::{u32_at, u64_at};
 use crate::in_place::{CannotHere, chain};
 use accountant_abi::Traffic;
 use accountant_abi::verdict::{
@@ -395,11 +396,3 @@ fn roles(endpoint: &Endpoint, direction: Direction, forward: bool) -> &'static [
 }
 
 const _: () = assert!(ROLES == 4);
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}

@@ -4,7 +4,7 @@
 //! rules in the same order, each with a counter where there should be one. Anything else is read over netlink.
 
 use super::last_words::{LastWords, Walk};
-use super::mirror::{ChainKey, Mirror, Went};
+use super::mirror::{ChainKey, Mirror};
 use super::watched::{self, Lists, PackedTable};
 use crate::in_place::CannotHere;
 use crate::in_place::nft::NftReader;
@@ -24,7 +24,8 @@ pub(super) struct InPlace {
     held: Option<Held>,
     /// The counters of the last reading: memory to be used again.
     counters: Vec<Counter>,
-    last_words: LastWords,
+    /// What deleted rules count last; it is told after a walk which generation it is then.
+    pub(super) last_words: LastWords,
     /// When rules were last looked for because they had changed, and how long that took.
     looked_at: Instant,
     look_took: Duration,
@@ -119,11 +120,6 @@ impl InPlace {
         }
     }
 
-    /// Why it is not seen what deleted rules count last, where counters are read in place.
-    pub(super) fn reason_of_loss(&self) -> Option<&CannotHere> {
-        self.last_words.reason()
-    }
-
     /// Whether rules changed since it was looked where their counters are, and looking costs no more than a twentieth of the
     /// time, however often they do.
     pub(super) fn should_look(&self, mirror: &Mirror) -> bool {
@@ -139,21 +135,6 @@ impl InPlace {
             self.held = Some(held);
         }
         (self.looked_at, self.look_took) = (Instant::now(), started.elapsed());
-    }
-
-    /// Says that everything was read anew at this generation, because news were lost.
-    pub(super) fn read_anew(&mut self, generation: u32) {
-        self.last_words.read_anew(generation);
-    }
-
-    /// Says which generation it is after a walk, if there was one.
-    pub(super) fn stood(&mut self, generation: u32) {
-        self.last_words.stood(generation);
-    }
-
-    /// Puts what deleted rules had last in the place of what was told of them. Returns of how many that is not known.
-    pub(super) fn confirm(&mut self, went: &mut [Went]) -> usize {
-        self.last_words.confirm(went)
     }
 
     /// Lets the programs watch the chains of this generation.
@@ -172,9 +153,8 @@ impl InPlace {
                     by_chain.entry(rule.chain).or_default().push(rule);
                 }
                 for key in keys {
-                    let number = names.binary_search(&key.kernel_chain()).ok();
-                    let number = number.and_then(|number| u32::try_from(number).ok());
-                    let walked = number.and_then(|number| by_chain.remove(&number)).unwrap_or_default();
+                    let walked = number(names, key).and_then(|number| by_chain.remove(&number));
+                    let walked = walked.unwrap_or_default();
                     let handles: Vec<u64> = walked.iter().map(|rule| reader.handle(rule)).collect();
                     packed.take(key, mirror, walked, &handles);
                 }
@@ -191,9 +171,7 @@ impl InPlace {
         let keys: Vec<&ChainKey> = mirror.chains().map(|(key, _)| key).collect();
         let mut walk = Walk::at(generation);
         // Chains of both IP versions mostly have the same names.
-        let mut names: BTreeSet<String> = keys.iter().map(|key| key.kernel_chain()).collect();
-        let lists = self.programs.wants().then(|| watched::lists(mirror));
-        names.extend(lists.iter().flat_map(watched::chains).map(|key| key.kernel_chain()));
+        let names: BTreeSet<String> = keys.iter().map(|key| key.kernel_chain()).collect();
         let names: Vec<String> = names.into_iter().collect();
         reader.want(&names)?;
         let tables: BTreeSet<(IpVersion, &str)> =
@@ -213,8 +191,7 @@ impl InPlace {
             }
         }
         let of_chain = |key: &ChainKey| {
-            let number = names.binary_search(&key.kernel_chain()).ok().and_then(|n| u32::try_from(n).ok())?;
-            found.get(&(key.table.ip_version, key.kernel_table(), number)).map(Vec::as_slice)
+            found.get(&(key.table.ip_version, key.kernel_table(), number(&names, key)?)).map(Vec::as_slice)
         };
         keys.iter().for_each(|key| walk.came_by(key.table, of_chain(key).unwrap_or_default()));
         self.last_words.walked(walk);
@@ -226,8 +203,8 @@ impl InPlace {
                 return Ok(None);
             }
         }
-        if let Some(lists) = lists {
-            self.watch(mirror, lists, &names)?;
+        if self.programs.wants() {
+            self.watch(mirror, watched::lists(mirror), &names)?;
         }
         Ok(Some(held))
     }
@@ -249,6 +226,11 @@ impl InPlace {
         let held = self.held.as_ref().filter(|held| held.generation == generation)?;
         Some(held.tables.iter().map(|(id, _)| *id).collect())
     }
+}
+
+/// The number that a walk tells a chain by: its place among the names that are looked for.
+fn number(names: &[String], key: &ChainKey) -> Option<u32> {
+    names.binary_search(&key.kernel_chain()).ok().and_then(|number| u32::try_from(number).ok())
 }
 
 /// How many rules that matter the biggest table has.

@@ -10,7 +10,8 @@
 
 use super::mirror::{Went, is_after};
 use crate::in_place::CannotHere;
-use crate::in_place::freed::{Freed, now};
+use crate::in_place::freed::Freed;
+use crate::kernel::clock;
 use accountant_abi::in_place::WalkedRule;
 use accountant_core::Counter;
 use accountant_core::snapshot::{Retired, TableId};
@@ -67,7 +68,7 @@ pub(super) struct Walk {
 impl Walk {
     /// Begins at a generation that the kernel has reached.
     pub(super) fn at(generation: u32) -> Self {
-        Self { generation, at: now(), places: Vec::new() }
+        Self { generation, at: clock(), places: Vec::new() }
     }
 
     pub(super) fn came_by(&mut self, table: TableId, rules: &[WalkedRule]) {
@@ -189,11 +190,11 @@ impl LastWords {
         let Ok(freed) = &mut self.freed else { return };
         let lost = freed.hear();
         // What is waited for may be among what found no room.
-        let deadline = now() + if lost == self.lost { PATIENCE } else { Duration::ZERO };
+        let deadline = clock() + if lost == self.lost { PATIENCE } else { Duration::ZERO };
         self.lost = lost;
         let all_told =
             |freed: &Freed| seen.iter().flatten().all(|seen| freed.last(seen.pointer, seen.at).is_some());
-        while !all_told(freed) && now() < deadline {
+        while !all_told(freed) && clock() < deadline {
             thread::sleep(NAP);
             freed.hear();
         }
@@ -232,7 +233,8 @@ impl Went {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use accountant_core::rule::{Action, Chain, Matches, Rule};
+    use crate::nftables::mirror::tests::rule;
+    use accountant_core::rule::Chain;
     use accountant_core::snapshot::Source;
     use accountant_core::{IpVersion, Table};
     use std::sync::Arc;
@@ -241,15 +243,8 @@ mod tests {
         TableId { source: Source::Nftables, native: true, ip_version: IpVersion::V4, table: Table::Filter };
 
     fn went(generation: u32, handles: &[u64]) -> Went {
-        let rule = |&content: &u64| Rule {
-            hash: None,
-            comments: vec![],
-            matches: Matches::default(),
-            action: Action::None,
-            content,
-            counted: true,
-        };
-        let chain = Arc::new(Chain::new("cali-tw-x".into(), handles.iter().map(rule).collect()));
+        let rules = handles.iter().map(|&content| rule(content)).collect();
+        let chain = Arc::new(Chain::new("cali-tw-x".into(), rules));
         let finals = (0..handles.len()).map(|index| (index, Counter::new(3, 30))).collect();
         let retired = Retired { chain, finals, lost: vec![] };
         Went { table: TABLE, retired, generation, handles: handles.to_vec() }

@@ -396,4 +396,4 @@ pub(crate) fn is_after(one: u32, other: u32) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -118,7 +118,7 @@ impl Nftables {
     fn how(&self) -> How {
         match self.in_place.reason() {
             Some(reason) => How::Whole(reason.clone()),
-            None => How::InPlace(self.in_place.reason_of_loss().cloned()),
+            None => How::InPlace(self.in_place.last_words.reason().cloned()),
         }
     }
 
@@ -214,7 +214,7 @@ impl Nftables {
         if self.generation()? == generation {
             self.in_place.look(&self.mirror);
             let generation = self.generation()?;
-            self.in_place.stood(generation);
+            self.in_place.last_words.stood(generation);
         }
         Ok(())
     }
@@ -250,7 +250,7 @@ impl Nftables {
             }
             // Counters that were read in place at another generation may be those of rules that are gone.
             let stood = in_place.as_ref().is_none_or(|(at, _)| *at == generation);
-            self.in_place.stood(generation);
+            self.in_place.last_words.stood(generation);
             if touched.is_empty() && whole && stood {
                 let in_place = in_place.map(|(_, readings)| readings).unwrap_or_default();
                 return Ok(Readings { in_place, dumped });
@@ -300,7 +300,7 @@ impl RuleSource for Nftables {
 
         let mut snapshots: BTreeMap<TableId, Snapshot> = BTreeMap::new();
         let mut went = self.mirror.take_went();
-        if self.in_place.confirm(&mut went) > 0 {
+        if self.in_place.last_words.confirm(&mut went) > 0 {
             self.notes.push(Note::Unconfirmed);
         }
         for Went { table, retired, .. } in went {

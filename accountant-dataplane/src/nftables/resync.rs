@@ -24,7 +24,7 @@ impl Nftables {
             }
             if self.generation()? == generation {
                 self.mirror.reset(generation, chains);
-                self.in_place.read_anew(generation);
+                self.in_place.last_words.read_anew(generation);
                 self.gap |= self.synced;
                 self.synced = true;
                 return Ok(());

@@ -1,43 +1,15 @@
 //! docs/metrics.md: its text is written by hand, what it says of each metric comes from the table.
 //!
-//! In the document, what is between `<!-- metrics: SECTION -->` and `<!-- end -->` is generated. The tests fail when it is
-//! stale, or when a label or a cause is not explained; `cargo xtask docs` writes it.
+//! In the document, what is between `<!-- metrics: SECTION -->` and `<!-- end -->` is generated ([`crate::generated`]). The tests
+//! also fail when a label or a cause is not explained.
 
 use super::metrics::{ALL, Kind, Metric};
+use crate::generated;
 use accountant_core::ledger::Cause;
 use accountant_dataplane::source::Note;
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
 
-/// Set, it makes the test write the document.
-const REWRITE: &str = "ACCOUNTANT_REWRITE";
-const BEGIN: &str = "<!-- metrics: ";
-const END: &str = "<!-- end -->";
-
-fn path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md")
-}
-
-fn document() -> String {
-    fs::read_to_string(path()).unwrap()
-}
-
-/// The document with all that is generated in it made anew, and the sections that it has.
-fn renewed(document: &str) -> (String, BTreeSet<&str>) {
-    let mut text = String::new();
-    let mut sections = BTreeSet::new();
-    let mut rest = document;
-    while let Some((before, after)) = rest.split_once(BEGIN) {
-        let (section, after) = after.split_once(" -->").unwrap();
-        let (_, after) = after.split_once(END).unwrap();
-        let metrics = ALL.iter().filter(|metric| metric.section == section).map(describe);
-        text += &format!("{before}{BEGIN}{section} -->\n{}{END}", metrics.collect::<String>());
-        sections.insert(section);
-        rest = after;
-    }
-    (text + rest, sections)
-}
+const DOCUMENT: &str = "metrics.md";
 
 fn describe(metric: &Metric) -> String {
     let kind = match metric.kind {
@@ -55,20 +27,15 @@ fn describe(metric: &Metric) -> String {
 
 #[test]
 fn the_document_is_made_from_the_table() {
-    let document = document();
-    let (renewed, sections) = renewed(&document);
-    let wanted: BTreeSet<_> = ALL.iter().map(|metric| metric.section).collect();
+    let section = |name: &str| ALL.iter().filter(|metric| metric.section == name).map(describe).collect();
+    let sections = generated::keep_fresh(DOCUMENT, "metrics", section);
+    let wanted: BTreeSet<_> = ALL.iter().map(|metric| metric.section.to_string()).collect();
     assert_eq!(sections, wanted, "sections of docs/metrics.md and of the table");
-    if std::env::var_os(REWRITE).is_some() {
-        fs::write(path(), &renewed).unwrap();
-    } else {
-        assert!(renewed == document, "docs/metrics.md is stale: `cargo xtask docs` writes it");
-    }
 }
 
 #[test]
 fn labels_and_their_values_are_explained() {
-    let document = document();
+    let document = generated::read(DOCUMENT);
     let labels = ALL.iter().flat_map(|metric| metric.labels).copied();
     let causes = Cause::ALL.map(Cause::as_str);
     let events = Note::ALL.map(Note::as_str);

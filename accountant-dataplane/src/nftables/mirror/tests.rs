@@ -8,6 +8,18 @@ use accountant_core::rule::{Action, Matches};
 const IPTABLES_NFT: &[u8] = include_bytes!("../../../../fuzz/corpus/netlink_news/nft");
 const NATIVE: &[u8] = include_bytes!("../../../../fuzz/corpus/netlink_news/native");
 
+/// A rule with a counter, which says what its number does.
+pub(in crate::nftables) fn rule(content: u64) -> Rule {
+    Rule {
+        hash: None,
+        comments: vec![],
+        matches: Matches::default(),
+        action: Action::None,
+        content,
+        counted: true,
+    }
+}
+
 /// The versions of the only chain in a stream of notifications, and whose last counters came with each.
 fn versions(stream: &[u8]) -> Vec<(Vec<String>, Vec<usize>)> {
     let mut mirror = Mirror::default();
@@ -50,14 +62,6 @@ fn rules_that_are_replaced_and_inserted() {
 #[test]
 fn rules_that_went_unheard_are_told_by_their_handles() {
     let key = ChainKey::new(FAMILY_IPV4, "filter", "cali-tw-cali1").unwrap();
-    let rule = |content| Rule {
-        hash: None,
-        comments: vec![],
-        matches: Matches::default(),
-        action: Action::None,
-        content,
-        counted: true,
-    };
     let chain = |handles: [u64; 2], says: [u64; 2]| {
         let rules = handles.into_iter().zip(says.map(rule)).collect();
         BTreeMap::from([(key.clone(), MirrorChain::new(&key.chain, rules))])
