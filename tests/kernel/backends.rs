@@ -39,7 +39,7 @@ fn state(accounts: &Value, source: &str) -> (String, String) {
 /// One round of traffic, then every number.
 fn round(agent: &Agent, visit: &Visit<'_>, model: &Model, truth: &mut Truth, when: &str) -> Value {
     visit.round(model, truth, || drop(agent.accounts())).unwrap();
-    let accounts = agent.accounts().unwrap();
+    let accounts = agent.settled().unwrap();
     assert_eq!(differences(&expected(truth), &counted(&accounts)), [""; 0], "{when}");
     accounts
 }
