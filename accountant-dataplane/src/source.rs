@@ -131,6 +131,8 @@ pub enum Note {
     LostNotifications,
     /// A dump was interrupted by a rule change and taken again.
     Interrupted,
+    /// All rules were read anew, because notifications were lost or did not explain what was read.
+    ReadAnew,
     /// A verdict found no room in the map that counts it.
     NoRoom,
     /// A verdict was overwritten by XDP before it was read.
@@ -147,11 +149,12 @@ pub enum Note {
 
 impl Note {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Unlocked,
         Self::MissedRewrite,
         Self::LostNotifications,
         Self::Interrupted,
+        Self::ReadAnew,
         Self::NoRoom,
         Self::Overwritten,
         Self::Misplaced,
@@ -167,6 +170,7 @@ impl Note {
             Self::MissedRewrite => "missed_rewrite",
             Self::LostNotifications => "lost_notifications",
             Self::Interrupted => "interrupted_dump",
+            Self::ReadAnew => "read_anew",
             Self::NoRoom => "verdicts_full",
             Self::Overwritten => "verdict_overwritten",
             Self::Misplaced => "program_misplaced",

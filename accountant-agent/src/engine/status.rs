@@ -204,7 +204,9 @@ impl KernelStatus {
     pub fn describe(&self) -> String {
         match &self.reason {
             None => "attached: they see which policy decides on each packet".into(),
-            Some(CannotHere::NotYet) => "not attached: there is no chain of an endpoint to watch".into(),
+            Some(CannotHere::NotYet) => {
+                "not attached: there is no chain of an endpoint whose counters are read in place".into()
+            }
             Some(reason) => format!("not attached: {reason}"),
         }
     }

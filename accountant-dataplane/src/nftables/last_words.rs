@@ -108,6 +108,11 @@ impl LastWords {
         self.fresh = Some(walk);
     }
 
+    /// Whether there was a walk of which it is not known yet whether the generation stood still.
+    pub(super) fn has_fresh_walk(&self) -> bool {
+        self.fresh.is_some()
+    }
+
     /// Remembers where counters are if this, the present generation, is that of the last walk.
     pub(super) fn stood(&mut self, generation: u32) {
         let Some(mut walk) = self.fresh.take().filter(|walk| walk.generation == generation) else { return };

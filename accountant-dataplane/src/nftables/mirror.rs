@@ -206,8 +206,9 @@ impl Mirror {
         self.stale
     }
 
-    /// Notes that notifications were lost.
-    pub(crate) fn lose(&mut self) {
+    /// Notes that the chains cannot be relied on any more.
+    pub(crate) fn lose(&mut self, why: &'static str) {
+        tracing::debug!(why, "rules of nftables have to be read anew");
         self.stale = true;
     }
 
@@ -230,7 +231,7 @@ impl Mirror {
     /// Takes a notification.
     pub(crate) fn hear(&mut self, message: &Message<'_>) {
         let Some((header, attributes)) = message.payload.split_at_checked(4) else {
-            self.stale = true;
+            self.lose("a notification is cut short");
             return;
         };
         let family = header[0];
@@ -257,7 +258,7 @@ impl Mirror {
             return;
         };
         let Some(told) = rule::message(&attributes, key.table.native) else {
-            self.stale = true;
+            self.lose("a notification of a rule cannot be decoded");
             return;
         };
         let change = self.change(&key);
@@ -304,7 +305,7 @@ impl Mirror {
     fn commit(&mut self, generation: Option<u32>) {
         let changes = std::mem::take(&mut self.open);
         let Some(generation) = generation else {
-            self.stale = true;
+            self.lose("a commit has no number");
             return;
         };
         // What was read already tells of this commit.
@@ -317,7 +318,9 @@ impl Mirror {
         }
         for (key, mut change) in changes {
             self.touched.insert(key.clone());
-            self.stale |= !change.place_fresh();
+            if !change.place_fresh() {
+                self.lose("a new rule stands behind one that is not known");
+            }
             let old = change.before.as_ref().map(|before| before.chain.clone());
             if let (Some(before), false) = (change.before, change.finals.is_empty()) {
                 let retired = Retired { chain: before.chain, finals: change.finals, lost: vec![] };

@@ -133,6 +133,13 @@ impl Nftables {
         generation.ok_or_else(|| SourceError::decode("the generation of nf_tables", "it has no number"))
     }
 
+    /// The generation of all that was read before. A commit shows in the rules a moment before it shows in the generation
+    /// (seen on Linux 6.18, where a processor that rests in between makes it milliseconds), so it is asked for when none is under way.
+    fn generation_at_rest(&mut self) -> Result<u32, SourceError> {
+        self.query.wait_for_commits()?;
+        self.generation()
+    }
+
     /// Hears all notifications that are there.
     fn drain(&mut self) -> Result<(), SourceError> {
         loop {
@@ -140,13 +147,13 @@ impl Nftables {
                 Heard::Nothing => return Ok(()),
                 Heard::Lost => {
                     self.notes.push(Note::LostNotifications);
-                    self.mirror.lose();
+                    self.mirror.lose("the kernel dropped notifications");
                 }
                 Heard::Bytes(length) => {
                     for message in wire::messages(&self.notifications.buffer()[..length]) {
                         match message {
                             Ok(message) => self.mirror.hear(&message),
-                            Err(_) => self.mirror.lose(),
+                            Err(_) => self.mirror.lose("a notification cannot be decoded"),
                         }
                     }
                 }
@@ -162,7 +169,7 @@ impl Nftables {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 self.notes.push(Note::LostNotifications);
-                self.mirror.lose();
+                self.mirror.lose("the notification of a commit did not come");
                 break;
             }
             let mut fds = [PollFd::new(self.notifications.fd(), PollFlags::POLLIN)];
@@ -213,7 +220,7 @@ impl Nftables {
         let generation = self.mirror.generation();
         if self.generation()? == generation {
             self.in_place.look(&self.mirror);
-            let generation = self.generation()?;
+            let generation = self.generation_at_rest()?;
             self.in_place.last_words.stood(generation);
         }
         Ok(())
@@ -229,6 +236,7 @@ impl Nftables {
             dumped.retain(|key, _| !(touched.contains(key) || in_place.is_some() && key.is_endpoint()));
             changed.extend(touched);
             let everything_is_there = in_place.is_some() && changed.is_empty() && wanted.is_empty();
+            let looked_at_rules = !everything_is_there || self.in_place.last_words.has_fresh_walk();
             let (whole, unlike) = self.dump_missing(&mut dumped, |key| {
                 !everything_is_there
                     && match key.is_endpoint() {
@@ -236,12 +244,11 @@ impl Nftables {
                         false => changed.contains(key) || wanted.contains(&(key.table, key.chain.clone())),
                     }
             })?;
-            let generation = self.generation()?;
+            let generation = if looked_at_rules { self.generation_at_rest()? } else { self.generation()? };
             self.hear_up_to(generation)?;
             let mut touched = self.mirror.take_touched();
             if unlike.iter().any(|key| !touched.contains(key)) {
-                // No commit explains it.
-                self.mirror.lose();
+                self.mirror.lose("no commit explains the rules that were read");
             }
             if self.mirror.is_stale() {
                 self.resync()?;
@@ -259,7 +266,7 @@ impl Nftables {
             changed.extend(touched);
         }
         // What was touched must be looked at next time, too.
-        self.mirror.lose();
+        self.mirror.lose("rules kept changing");
         Err(SourceError::Unstable { object: "nf_tables".into(), tries: TRIES })
     }
 

@@ -22,10 +22,13 @@ impl Nftables {
                     chains.insert(key, chain);
                 }
             }
-            if self.generation()? == generation {
+            if self.generation_at_rest()? == generation {
                 self.mirror.reset(generation, chains);
                 self.in_place.last_words.read_anew(generation);
-                self.gap |= self.synced;
+                if self.synced {
+                    self.notes.push(Note::ReadAnew);
+                    self.gap = true;
+                }
                 self.synced = true;
                 return Ok(());
             }

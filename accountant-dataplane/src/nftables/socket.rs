@@ -19,6 +19,10 @@ const NOTIFICATIONS: usize = 32 << 20;
 const NFTABLES_GROUP: u32 = 1 << 6;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END` and the header of both (`struct nfgenmsg` of `NFNL_SUBSYS_NFTABLES`),
+/// linux/netfilter/nfnetlink.h.
+const BATCH: [u16; 2] = [0x10, 0x11];
+const OF_NFTABLES: [u8; 4] = [0, 0, 0, 10];
 /// How long to wait for an answer of the kernel before the socket is given up.
 const PATIENCE: i64 = 5;
 
@@ -86,6 +90,19 @@ impl Query {
                 }
             }
         }
+    }
+}
+
+impl Query {
+    /// Waits until no commit is under way, with a batch that has nothing in it: the kernel takes the lock of commits for it,
+    /// and changes nothing.
+    pub(crate) fn wait_for_commits(&mut self) -> Result<(), SourceError> {
+        // What it is answered, if anything, is not listened to: the next question has another number.
+        self.sequence = self.sequence.wrapping_add(1);
+        let batch =
+            BATCH.map(|kind| wire::request(kind, NLM_F_REQUEST, self.sequence, &OF_NFTABLES)).concat();
+        send(self.fd.as_raw_fd(), &batch, MsgFlags::empty()).map_err(|e| failed("asking", e))?;
+        Ok(())
     }
 }
 
