@@ -1,4 +1,6 @@
 //! Counters read in place are those that the kernel hands out, for every rule, at rest and under traffic.
+//!
+//! `ACCOUNTANT_RULES` says how many rules there are in place of those of each test, on a node with 250 pods.
 
 use accountant_core::rule::RuleId;
 use accountant_core::snapshot::TableId;
@@ -105,6 +107,8 @@ fn equal_at_rest_and_under_traffic(
     pods: usize,
     make: fn(&Node, bool) -> Box<dyn RuleSource>,
 ) {
+    let given = std::env::var("ACCOUNTANT_RULES").ok();
+    let (rules, pods) = given.map_or((rules, pods), |text| (text.parse().expect("a number of rules"), 250));
     let scenario = scenario::scale(rules, pods);
     let node = scenario.node().unwrap();
     node.felix(Dialect::new(Version::V3_33, backend).unwrap()).apply(&scenario.model).unwrap();
