@@ -5,6 +5,7 @@
 
 use crate::command::{Program, program, root, say};
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -66,10 +67,17 @@ impl Kernel {
         places.into_iter().find(|place| place.exists()).context("the packages have no vmlinuz")
     }
 
-    /// Files of modules, those that others need first.
+    /// Files of modules, those that others need first. What is no module of this kernel is built in; not every package lists
+    /// what that is.
     pub(super) fn module_files(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
+        let listed = self.modules().join(&self.release).join("modules.dep");
+        let listed = fs::read_to_string(&listed).with_context(|| listed.display().to_string())?;
+        let names = |line: &str| {
+            Some(line.split(':').next()?.rsplit('/').next()?.split('.').next()?.replace('-', "_"))
+        };
+        let listed: BTreeSet<String> = listed.lines().filter_map(names).collect();
         let mut files: Vec<PathBuf> = Vec::new();
-        for module in modules {
+        for module in modules.iter().filter(|module| listed.contains(**module)) {
             let arguments = ["--show-depends", "--set-version", &self.release, module];
             let text = self.root_program("modprobe", &["--dirname"], &arguments).output()?;
             for file in text.lines().filter_map(|line| line.strip_prefix("insmod ")) {

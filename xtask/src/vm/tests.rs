@@ -105,10 +105,9 @@ const fn watched(rules: &'static str) -> Needs {
     Needs::Reading(rules, "rewrites_watched")
 }
 
-/// What to tell cargo, to build them.
+/// What to tell cargo, to build them: as `test` does, so that dependencies are not built twice.
 pub(super) fn cargo_arguments() -> Vec<String> {
-    let mut arguments =
-        vec!["--package=accountant-agent".to_string(), "--package=accountant-dataplane".into()];
+    let mut arguments = vec!["--workspace".to_string()];
     for test in &TESTS {
         let argument = format!("--test={}", test.binary);
         if !arguments.contains(&argument) {
