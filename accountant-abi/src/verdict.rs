@@ -9,6 +9,10 @@
 
 use crate::Traffic;
 
+/// The version of all this. Maps of another version than the agent's are of no use to it: whoever changes a record, a map or
+/// its meaning makes it one more.
+pub const ABI: u32 = 1;
+
 /// How many rules a list can watch: the bits of a mask.
 pub const MAX_RULES: usize = 64;
 /// How many chains or tables can be proven to be in use as the list has them.
@@ -128,13 +132,19 @@ pub struct WatchList {
     /// Address of eight bytes with nf_tables' generation bit, which says which of two words behind a proof's address has
     /// to be its value; zero if there is only one.
     pub cursor: u64,
+    /// Rules that only a packet hits which the chain accepts.
+    pub accepting: u64,
+    /// Rules that accept a packet which hits no other.
+    pub accepting_alone: u64,
+    /// Whether the chain accepts packets of answered connections whatever they are.
+    pub spares_established: u64,
     /// The proofs.
     pub proof: [Proof; MAX_PROOFS],
     /// The rules.
     pub rule: [Rule; MAX_RULES],
 }
 
-const _: () = assert!(size_of::<WatchList>() == 32 + 16 * MAX_PROOFS + 32 * MAX_RULES);
+const _: () = assert!(size_of::<WatchList>() == 56 + 16 * MAX_PROOFS + 32 * MAX_RULES);
 
 /// The packet went on beyond the chain.
 pub const WENT_ON: u32 = 0;
@@ -179,8 +189,10 @@ pub struct FlowKey {
     pub protocol: u8,
     /// 0 for IPv4, 1 for IPv6.
     pub version: u8,
+    /// Whether no endpoint's chain dropped it, but something else in the packet filter.
+    pub elsewhere: u8,
     /// Nothing.
-    pub padding: u16,
+    pub padding: u8,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 56);
@@ -199,24 +211,50 @@ pub struct Flow {
 
 const _: () = assert!(size_of::<Flow>() == 32);
 
-/// What is counted of a slot on one processor, without a path.
+/// What became of a packet: it went on beyond the chain.
+pub const ACCEPTED: usize = 0;
+/// It was dropped by the chain, by that of the other endpoint before this one saw it, or it is not known by whom.
+pub const DENIED: usize = 1;
+/// It was dropped between the two programs of a hook, and no endpoint's chain did that.
+pub const ELSEWHERE: usize = 2;
+/// How many of them there are.
+pub const FATES: usize = 3;
+
+/// What is counted of a slot on one processor.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Packets of, or related to, answered connections: what went on, what was dropped.
-    pub established: [Traffic; 2],
+    /// Packets of, or related to, answered connections, by what became of them.
+    pub established: [Traffic; FATES],
+    /// All others.
+    pub new: [Traffic; FATES],
     /// What went on to this endpoint from another one of this host, whose chain can have accepted it for good: part of
     /// `established`.
     pub sheltered: Traffic,
-    /// All other packets whose path is not known: what went on, what was dropped.
-    pub unresolved: [Traffic; 2],
-    /// What neither went on nor was dropped: queued, or taken by somebody.
-    pub vanished: Traffic,
-    /// To whole cache lines.
-    pub padding: [u64; 4],
+    /// Packets whose path is not known: part of `new`.
+    pub unresolved: u64,
+    /// Packets that neither went on nor were dropped: queued, or taken by somebody.
+    pub vanished: u64,
 }
 
+// Whole cache lines.
 const _: () = assert!(size_of::<Totals>() == 128);
+
+/// Length of a chain's name that can be told to the next agent.
+pub const MAX_NAME: usize = 56;
+
+/// Whose slot it is: what an agent leaves to the next one. The programs do not look at it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The chain's table, and how long its name is; zero if the slot is nobody's. That of slot 0, which never is
+    /// anybody's, is the greatest number that a list ever had.
+    pub head: u64,
+    /// The chain's name.
+    pub name: [u8; MAX_NAME],
+}
+
+const _: () = assert!(size_of::<Owner>() == 64);
 
 /// Before-and-after of one side of a packet.
 #[repr(C)]
@@ -230,6 +268,12 @@ pub struct Side {
     pub generation: u32,
     /// How many rules it has.
     pub length: u32,
+    /// The rules that the packet hit.
+    pub moved: u64,
+    /// Whether they are known.
+    pub known: u32,
+    /// What the chain did with a packet that was dropped: the programs' own business.
+    pub did: u32,
     /// This processor's counters before.
     pub before: [u64; MAX_RULES],
 }

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(args),
         Command::Show(args) => commands::show::show(&args),
         Command::Check(args) => commands::check::check(&args),
+        Command::Detach(args) => commands::detach::detach(&args),
     };
     match result {
         Ok(code) => code,

@@ -9,7 +9,7 @@ use crate::calico::policy::PolicyId;
 use crate::calico::shared::PolicyAction;
 use crate::id::{Endpoint, ProfileName, TierName};
 use crate::snapshot::Source;
-use crate::watch::Went;
+use crate::watch::Fate;
 use crate::{ChainName, Counter, Direction, IpVersion};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -51,9 +51,9 @@ pub enum What {
     Verdict(Verdict),
     /// Accepted by the failsafe ports of a host endpoint.
     Failsafe,
-    /// Seen by the programs in the kernel, whatever the chain did: whether it was part of, or related to, an answered
-    /// connection, and whether it went on.
-    Seen { established: bool, went: Went },
+    /// Seen by the programs in the kernel, whatever the chain counted: whether it was part of, or related to, an answered
+    /// connection, and what became of it.
+    Seen { established: bool, fate: Fate },
 }
 
 /// An account of an endpoint.

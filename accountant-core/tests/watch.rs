@@ -220,6 +220,16 @@ fn decoded(list: &WatchList, moved: u64, went: Went) -> Option<Vec<String>> {
     }
 }
 
+/// Whether a chain accepted a packet; not said of one that just fell through it.
+fn accepts(decisions: &[String], flow: Flow) -> Option<bool> {
+    let last = decisions.last()?;
+    let accepted = last.ends_with(" allow") || ["failsafe", "rule"].contains(&last.as_str());
+    match flow {
+        Flow::Dropped => Some(false),
+        Flow::Back | Flow::Accepted => accepted.then_some(true),
+    }
+}
+
 /// Checks all ways through a chain; says how many paths there are.
 fn check(chain: &Arc<Chain>, chains: &Chains) -> usize {
     let list = watch::list(chain, &|name| chains.get(name).cloned())
@@ -238,6 +248,10 @@ fn check(chain: &Arc<Chain>, chains: &Chains) -> usize {
             let went_on = if flow == Flow::Dropped { None } else { truth };
             assert_eq!(told(Went::On), went_on, "{}", text());
             paths.insert(moved);
+            if let (Some(accepts), true) = (accepts(&packet.decisions, flow), moved != 0) {
+                let says = moved & list.accepting() != 0 || moved & !list.accepting_alone() == 0;
+                assert_eq!(says, accepts, "{}", text());
+            }
         }
     }
     // Any other set of rules is no path, whatever the policies' rules were.

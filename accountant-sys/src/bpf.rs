@@ -1,5 +1,6 @@
 //! `bpf(2)`, as far as no safe library has it: programs of the type `netfilter` and their links, tracepoints without a
-//! second look at the kernel's types, and many values of a map in one call.
+//! second look at the kernel's types, pins of anything, how often programs ran, and many values of a map in
+//! one call.
 //!
 //! Source: `include/uapi/linux/bpf.h` (Linux 6.18), `union bpf_attr`. Each command takes a structure of which only the
 //! beginning is filled; the kernel takes what is missing as zero. Host byte order.
@@ -7,14 +8,25 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
 
 /// `BPF_OBJ_NAME_LEN`, with its terminating zero.
 const NAME_LENGTH: usize = 16;
 const PROG_LOAD: libc::c_long = 5;
+const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET: libc::c_long = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
 const LINK_CREATE: libc::c_long = 28;
+const ENABLE_STATS: libc::c_long = 32;
+/// Words of `struct bpf_prog_info`, and which of them are `run_time_ns` and `run_cnt` (Linux 5.1).
+const PROG_INFO: usize = 32;
+const RUN_TIME: usize = 24;
+const RUN_COUNT: usize = 25;
 /// `BPF_NETFILTER`, an attach type.
 const NETFILTER: u32 = 45;
 
@@ -140,6 +152,76 @@ pub fn link_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(RAW_TRACEPOINT_OPEN, &raw mut attr) }?;
     // SAFETY: as above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `struct { … }` of `BPF_OBJ_*`.
+#[repr(C)]
+#[derive(Default)]
+struct Obj {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// Gives a program, map or link a name in a BPF file system, which keeps it for as long as it is there.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_string(path)?;
+    let mut attr = Obj { pathname: path.as_ptr() as u64, bpf_fd: raw(object), ..Obj::default() };
+    // SAFETY: the path is read, and outlives the call.
+    unsafe { bpf(OBJ_PIN, &raw mut attr) }.map(drop)
+}
+
+/// What has this name in a BPF file system.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_string(path)?;
+    let mut attr = Obj { pathname: path.as_ptr() as u64, ..Obj::default() };
+    // SAFETY: the path is read, and outlives the call.
+    let fd = unsafe { bpf(OBJ_GET, &raw mut attr) }?;
+    // SAFETY: the descriptor is fresh, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How often a program ran, and how long that took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    /// How often.
+    pub count: u64,
+    /// How long in all, with the kernel's two looks at the clock.
+    pub time: Duration,
+}
+
+/// `struct { … } info` of `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// How often a program ran while the kernel kept statistics; nothing until it does.
+pub fn runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
+    let mut info = [0u64; PROG_INFO];
+    let mut attr =
+        Info { bpf_fd: raw(program), info_len: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
+    // SAFETY: the kernel writes at most `info_len` bytes, which is what there is room for, and nothing behind the pointers
+    // in it, because all lengths are zero.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &raw mut attr) }?;
+    Ok(Runs { count: info[RUN_COUNT], time: Duration::from_nanos(info[RUN_TIME]) })
+}
+
+/// Has the kernel keep statistics of programs for as long as the descriptor is open (Linux 5.8; `CAP_SYS_ADMIN`).
+pub fn keep_statistics() -> io::Result<OwnedFd> {
+    // `BPF_STATS_RUN_TIME`
+    let mut kind = 0u32;
+    // SAFETY: a number.
+    let fd = unsafe { bpf(ENABLE_STATS, &raw mut kind) }?;
+    // SAFETY: the descriptor is fresh, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn c_string(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 #[repr(C)]

@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod mapping;
 pub mod memory;
+pub mod netns;
 pub mod program;
 pub mod scratch;
 pub mod xtables;

@@ -59,7 +59,7 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         Ok(names) => (names.datastore.value.name(), names.node.value.clone(), names.shown(), None),
         Err(error) => ("none", String::new(), Vec::new(), Some(error.to_string())),
     };
-    let hooks = match args.agent.sources.kernel_programs {
+    let hooks = match args.agent.sources.programs.mode {
         KernelPrograms::Off => Vec::new(),
         _ => accountant_dataplane::kernel::probe(),
     };
@@ -91,6 +91,7 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
             "attached": status.kernel.is_attached(),
             "reason": status.kernel.describe(),
             "hooks": hooks,
+            "kept": kept(args),
         },
         "datastore": {
             "configured": configured,
@@ -99,6 +100,20 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
             "objects": datastore.objects,
         },
     })
+}
+
+/// Whether what programs count outlives the agent.
+fn kept(args: &CheckArgs) -> Value {
+    let programs = &args.agent.sources.programs;
+    match programs.pins.folder() {
+        _ if programs.mode == KernelPrograms::Off => Value::Null,
+        None => json!({"folder": null, "reason": "it is turned off"}),
+        Some(folder) => {
+            let reason =
+                accountant_dataplane::kernel::can_stay(folder).err().map(|reason| reason.to_string());
+            json!({"folder": folder.display().to_string(), "reason": reason})
+        }
+    }
 }
 
 /// The daemons of BIRD that there are. Without any the agent works as well.
@@ -162,6 +177,13 @@ fn describe(findings: &Value) -> String {
         let can =
             hook["reason"].as_str().map_or("can attach".into(), |reason| format!("CANNOT attach: {reason}"));
         lines.push(format!("  {}: {can}", text(&hook["hook"])));
+    }
+    let kept = &findings["kernel_programs"]["kept"];
+    if kept.is_object() {
+        lines.push(match kept["reason"].as_str() {
+            None => format!("  they outlive the agent, with what they count: {}", text(&kept["folder"])),
+            Some(reason) => format!("  they go with the agent, and so does what they count: {reason}"),
+        });
     }
     for daemon in findings["bird"].as_array().into_iter().flatten() {
         let name = Some(text(&daemon["name"])).filter(|name| !name.is_empty()).unwrap_or("bird".into());

@@ -1,6 +1,7 @@
 //! The subcommands.
 
 pub mod check;
+pub mod detach;
 pub mod run;
 pub mod show;
 
@@ -47,9 +48,22 @@ async fn first_look(handle: &Handle) -> Arc<Published> {
     }
 }
 
-/// The registry of sources.
+/// The registry of sources, for whoever looks once: what it brings into the kernel goes when it does.
 pub fn sources(args: &SourceArgs) -> Sources {
-    let programs = Programs::new(args.kernel_programs != KernelPrograms::Off);
+    sources_with(args, Programs::new(args.programs.mode != KernelPrograms::Off))
+}
+
+/// The same, for an agent: programs in the kernel outlive it.
+fn sources_that_stay(args: &SourceArgs) -> Sources {
+    match (args.programs.mode, args.programs.pins.folder()) {
+        (KernelPrograms::Auto | KernelPrograms::On, Some(folder)) => {
+            sources_with(args, Programs::that_stay(folder.into()))
+        }
+        _ => sources(args),
+    }
+}
+
+fn sources_with(args: &SourceArgs, programs: Arc<Programs>) -> Sources {
     let legacy = iptables_legacy::Settings {
         lock_file: args.xtables_lock_file.clone(),
         lock_patience: args.xtables_lock_wait,
@@ -70,7 +84,7 @@ pub fn sources(args: &SourceArgs) -> Sources {
         Box::new(move || Ok(Box::new(CalicoBpf::new(beside.clone())?) as Box<dyn RuleSource>));
     let makes =
         vec![(Source::IptablesLegacy, iptables), (Source::Nftables, nftables), (Source::CalicoBpf, verdicts)];
-    Sources { makes, programs, needs_programs: args.kernel_programs == KernelPrograms::On }
+    Sources { makes, programs, needs_programs: args.programs.mode == KernelPrograms::On }
 }
 
 /// Starts the datastore that is configured, in the current tokio runtime.

@@ -1,13 +1,14 @@
 //! `accountant run`: the agent.
 
-use super::{datastore, sources};
-use crate::config::{AgentArgs, LogArgs, LogFormat, Process, RunArgs};
+use super::{datastore, sources_that_stay};
+use crate::config::{AgentArgs, KernelPrograms, LogArgs, LogFormat, Process, ProgramArgs, RunArgs};
 use crate::engine::aside;
 use crate::engine::{Engine, Settings};
 use crate::export::http::web_config::Followed;
 use crate::export::http::{self, Limits, Listen, Service};
 use crate::export::prometheus::Exporter;
 use anyhow::Context;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,8 +31,10 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     let AgentArgs { names, sources: read, serving } = args.agent;
     let settings = Settings { poll_interval: serving.poll_interval, grace: serving.grace_period };
     let names = names.resolve(&Process).context("reading the configuration")?;
-    let (engine, handle) =
-        Engine::new(settings, sources(&read), Some(datastore(&names))).context("starting the sources")?;
+    detach_what_is_not_wanted(&read.programs);
+    let _statistics = statistics(&read.programs);
+    let engine = Engine::new(settings, sources_that_stay(&read), Some(datastore(&names)));
+    let (engine, handle) = engine.context("starting the sources")?;
     let web = Arc::new(Followed::new(serving.web_config_file.clone()));
     let exporter = Exporter::new(serving.compat_metrics, serving.minimum_counter);
     let bird = aside::bird(read.bird_sockets()?, serving.poll_interval);
@@ -54,6 +57,21 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     Ok(())
+}
+
+/// Turned off, the programs of an earlier agent would count on for nobody.
+fn detach_what_is_not_wanted(programs: &ProgramArgs) {
+    let folder = programs.pins.folder().filter(|_| programs.mode == KernelPrograms::Off);
+    // Where nothing can be left, nothing is.
+    if let Some(Ok(true)) = folder.map(accountant_dataplane::kernel::detach) {
+        tracing::info!("detached the programs that an earlier agent left in the kernel");
+    }
+}
+
+/// Statistics of programs, if they are asked for, for as long as the descriptor lives. Without them the agent works as well.
+fn statistics(programs: &ProgramArgs) -> Option<OwnedFd> {
+    let kept = programs.kernel_program_statistics.then(accountant_dataplane::kernel::keep_statistics)?;
+    kept.inspect_err(|reason| tracing::warn!(%reason, "there are no statistics of programs")).ok()
 }
 
 fn start_log(args: &LogArgs) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! `accountant show`: the accounts, from a running agent or read directly.
 
 use super::{datastore, first_look, sources};
-use crate::config::{KernelPrograms, Process, ShowArgs, SourceArgs};
+use crate::config::{KernelPrograms, Process, ProgramArgs, ShowArgs, SourceArgs};
 use crate::engine::{Engine, Settings};
 use crate::export::{denied, json, table};
 use anyhow::{Context, anyhow};
@@ -118,5 +118,6 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
 
 /// Nothing that is attached for a moment sees enough to be worth it.
 fn without_programs(args: &SourceArgs) -> SourceArgs {
-    SourceArgs { kernel_programs: KernelPrograms::Off, ..args.clone() }
+    let programs = ProgramArgs { mode: KernelPrograms::Off, ..args.programs.clone() };
+    SourceArgs { programs, ..args.clone() }
 }

@@ -10,11 +10,13 @@ mod docs;
 mod error;
 mod felix;
 mod node;
+mod programs;
 pub mod setting;
 mod surroundings;
 
 pub use datastore::Datastore;
 pub use error::ConfigError;
+pub use programs::{DetachArgs, KernelPrograms, PinArgs, ProgramArgs};
 pub use surroundings::{Process, Surroundings};
 
 use accountant_dataplane::bird::Socket;
@@ -43,6 +45,8 @@ pub enum Command {
     Show(ShowArgs),
     /// Say whether the agent would work here, and what is in its way.
     Check(CheckArgs),
+    /// Detach the programs that an agent left in the kernel of this node, and forget what they counted.
+    Detach(DetachArgs),
 }
 
 /// Arguments of `run`.
@@ -124,10 +128,9 @@ pub struct SourceArgs {
     /// Watch rewrites of iptables-legacy rules, if that is possible here, so that they lose no counts.
     #[arg(long, env = "ACCOUNTANT_WATCH_REWRITES", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub watch_rewrites: bool,
-    /// Let programs in the kernel see which policy decides on each packet: if that is possible here (auto), in any case
-    /// (on: where it is not, the agent is not ready), or not.
-    #[arg(long, env = "ACCOUNTANT_KERNEL_PROGRAMS", value_name = "MODE", value_enum, default_value_t = KernelPrograms::Auto)]
-    pub kernel_programs: KernelPrograms,
+    /// Programs in the kernel.
+    #[command(flatten)]
+    pub programs: ProgramArgs,
     /// Where Calico's eBPF dataplane pins its maps.
     #[arg(
         long,
@@ -148,17 +151,6 @@ pub struct SourceArgs {
     /// those of others. Default: those of Calico, else of the distribution, where there are any.
     #[arg(long, env = "ACCOUNTANT_BIRD_SOCKET", value_name = "PATH", value_delimiter = ',')]
     pub bird_socket: Vec<String>,
-}
-
-/// Whether there are programs in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum KernelPrograms {
-    /// If that is possible.
-    Auto,
-    /// In any case.
-    On,
-    /// Never.
-    Off,
 }
 
 /// How the agent runs.

@@ -8,7 +8,7 @@ use accountant_core::index::Index;
 use accountant_core::ledger::{Cause, Key, Ledger, Posting, What};
 use accountant_core::snapshot::{Source, TableId};
 use accountant_core::view::{View, Viewer};
-use accountant_core::watch::{Path, Went};
+use accountant_core::watch::{Fate, Path, Went};
 use accountant_core::{IpVersion, Table};
 use accountant_dataplane::kernel::{Denied, DeniedFlow};
 use accountant_dataplane::{Poll, Wanted};
@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::book::{Book, Charger};
 use super::denied::{DeniedFlows, DeniedView};
 use super::overlap::{self, Overlap};
-use super::seen::Seen;
+use super::seen::{self, Seen};
 
 /// How often it is looked which accounts are still in use.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
@@ -121,6 +121,9 @@ impl Books {
         let Denied { flows, lost } = std::mem::take(&mut poll.denied);
         let (tables, index) = (&self.tables, &self.index);
         let decided = |flow: &DeniedFlow| {
+            if flow.elsewhere {
+                return seen::account(flow.table, &flow.chain, false, Fate::Elsewhere);
+            }
             let (list, moved) = flow.path.as_ref()?;
             let Path::Decided(decisions) = list.decode(*moved, Went::Nowhere) else { return None };
             let Charger::Rules(attributor) = &tables.get(&flow.table)?.by else { return None };
@@ -303,6 +306,12 @@ impl Books {
             self.kept_at = Some((versions, self.seen.version(), self.ledger.version()));
         }
         self.ledger.retire(now, self.grace, self.viewer.sums());
+    }
+
+    /// What the programs in the kernel found no room to tell, by kind; nothing until they saw anything.
+    pub(super) fn lost_events(&self) -> BTreeMap<&'static str, u64> {
+        let sees = !self.seen.packets().is_empty();
+        sees.then(|| ("denied_flow", self.denied.lost_in_the_kernel())).into_iter().collect()
     }
 
     /// Flows that were dropped lately.

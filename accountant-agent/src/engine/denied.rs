@@ -58,6 +58,8 @@ pub(super) struct DeniedFlows {
     lost: u64,
     /// What the kernel had lost when it was last asked.
     lost_before: u64,
+    /// What it has lost in all.
+    lost_in_the_kernel: u64,
     /// The view, while nothing changed since it was made.
     view: Option<DeniedView>,
 }
@@ -69,7 +71,10 @@ impl DeniedFlows {
         dropped: impl Iterator<Item = (DeniedFlow, Option<AccountKey>)>,
         lost: u64,
     ) {
-        self.lost = self.lost.saturating_add(lost.saturating_sub(self.lost_before));
+        // Less than before are those of other programs.
+        let more = lost.checked_sub(self.lost_before).unwrap_or(lost);
+        self.lost = self.lost.saturating_add(more);
+        self.lost_in_the_kernel = self.lost_in_the_kernel.saturating_add(more);
         self.lost_before = lost;
         // What the monotonic clock was at the beginning of 1970, for a clock that nobody sets.
         let begun = SystemTime::now().checked_sub(clock()).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -89,6 +94,11 @@ impl DeniedFlows {
             known.last = known.last.max(last);
         }
         self.forget_the_oldest();
+    }
+
+    /// Packets of flows that there was no room for in the kernel.
+    pub(super) fn lost_in_the_kernel(&self) -> u64 {
+        self.lost_in_the_kernel
     }
 
     fn forget_the_oldest(&mut self) {
@@ -146,6 +156,7 @@ mod tests {
                 table: Table::Filter,
             },
             chain: "cali-tw-cali1".into(),
+            elsewhere: false,
             path: None,
             source: "10.0.0.1".parse().unwrap(),
             destination: "10.0.0.2".parse().unwrap(),
@@ -162,7 +173,7 @@ mod tests {
         let mut denied = DeniedFlows::default();
         denied.take([(flow(1, 2, 5), Some(account())), (flow(2, 1, 5), None)].into_iter(), 4);
         denied.take([(flow(1, 3, 9), Some(account()))].into_iter(), 4);
-        assert_eq!((denied.flows.len(), denied.lost), (1, 5));
+        assert_eq!((denied.flows.len(), denied.lost, denied.lost_in_the_kernel()), (1, 5, 4));
         let dropped = denied.flows.values().next().unwrap();
         assert_eq!(dropped.counter, Counter::new(5, 500));
         let seconds = dropped.last.duration_since(dropped.first).unwrap().as_secs_f64();

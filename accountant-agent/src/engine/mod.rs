@@ -314,6 +314,9 @@ impl Engine {
         }
         self.kernel.reason = self.programs.reason();
         self.kernel.packets = self.books.seen.packets();
+        let runs = self.programs.runs().into_iter();
+        self.kernel.runs = runs.map(|(program, runs)| (program, runs.count, runs.time)).collect();
+        self.kernel.lost = self.books.lost_events();
     }
 
     fn publish_now(&mut self, at: Option<Instant>) {

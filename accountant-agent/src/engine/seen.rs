@@ -6,7 +6,7 @@ use accountant_core::Counter;
 use accountant_core::calico::ChainKind;
 use accountant_core::ledger::{AccountKey, Key, Ledger, Posting, What};
 use accountant_core::snapshot::TableId;
-use accountant_core::watch::{ChainVerdicts, Went};
+use accountant_core::watch::{ChainVerdicts, Fate};
 use accountant_core::{ChainName, Table};
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,11 +22,10 @@ pub(super) struct Seen {
 
 #[derive(Debug, Default)]
 struct Posted {
-    established: [Counter; 2],
-    unresolved: [Counter; 2],
-    vanished: Counter,
-    /// By list: of its paths.
-    paths: BTreeMap<u32, [Counter; 2]>,
+    established: [Counter; 3],
+    new: [Counter; 3],
+    unresolved: u64,
+    vanished: u64,
 }
 
 impl Seen {
@@ -38,37 +37,24 @@ impl Seen {
                 Posted::default()
             });
             let established = news(&mut posted.established, &chain.established);
-            let unresolved = news(&mut posted.unresolved, &chain.unresolved);
-            let [vanished] = news(std::array::from_mut(&mut posted.vanished), &[chain.vanished]);
-            let mut paths = [Counter::ZERO; 2];
-            for list in &chain.lists {
-                let mut sums = [Counter::ZERO; 2];
-                for (_, went, counter) in &list.paths {
-                    sums[*went as usize] += *counter;
-                }
-                let more = news(posted.paths.entry(list.generation).or_default(), &sums);
-                paths = [paths[0] + more[0], paths[1] + more[1]];
-            }
-            posted
-                .paths
-                .retain(|generation, _| chain.lists.iter().any(|list| list.generation == *generation));
-            for went in Went::BOTH {
-                let at = went as usize;
-                for (is_established, amount) in [(true, established[at]), (false, paths[at] + unresolved[at])]
-                {
-                    if let Some(key) =
-                        key(table, &chain.chain, is_established, went).filter(|_| !amount.is_zero())
-                    {
+            let new = news(&mut posted.new, &chain.new);
+            for (is_established, amounts) in [(true, established), (false, new)] {
+                for (fate, amount) in Fate::ALL.into_iter().zip(amounts) {
+                    let key = key(table, &chain.chain, is_established, fate);
+                    if let Some(key) = key.filter(|_| !amount.is_zero()) {
                         ledger.post(Posting { key, amount });
                     }
                 }
             }
-            let sum = |pair: [Counter; 2]| pair[0].packets.saturating_add(pair[1].packets);
+            let unresolved = more(&mut posted.unresolved, chain.unresolved);
+            let vanished = more(&mut posted.vanished, chain.vanished);
+            let sum = |counters: [Counter; 3]| counters.into_iter().sum::<Counter>().packets;
             for (how, packets) in [
                 ("established", sum(established)),
-                ("path", sum(paths)),
-                ("verdict", sum(unresolved)),
-                ("lost", vanished.packets),
+                // Both are counted one after the other.
+                ("path", sum(new).saturating_sub(unresolved)),
+                ("verdict", unresolved),
+                ("lost", vanished),
             ] {
                 let total = self.packets.entry(how).or_default();
                 *total = total.saturating_add(packets);
@@ -96,8 +82,8 @@ impl Seen {
     /// The accounts that can be posted to.
     pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
         let of_chain = |(table, chain): &(TableId, ChainName)| {
-            let both = Went::BOTH.into_iter().flat_map(|went| [(true, went), (false, went)]);
-            both.filter_map(|(established, went)| key(*table, chain, established, went)).collect::<Vec<_>>()
+            let all = Fate::ALL.into_iter().flat_map(|fate| [(true, fate), (false, fate)]);
+            all.filter_map(|(established, fate)| key(*table, chain, established, fate)).collect::<Vec<_>>()
         };
         self.chains.keys().flat_map(of_chain)
     }
@@ -108,11 +94,21 @@ impl Seen {
     }
 }
 
-fn key(table: TableId, chain: &ChainName, established: bool, went: Went) -> Option<Key> {
+fn key(table: TableId, chain: &ChainName, established: bool, fate: Fate) -> Option<Key> {
+    account(table, chain, established, fate).map(Key::from)
+}
+
+/// The account of what became so of packets of an endpoint.
+pub(super) fn account(
+    table: TableId,
+    chain: &ChainName,
+    established: bool,
+    fate: Fate,
+) -> Option<AccountKey> {
     let ChainKind::Endpoint { endpoint, direction, .. } = ChainKind::of(chain) else { return None };
-    let what = What::Seen { established, went };
+    let what = What::Seen { established, fate };
     let account = AccountKey { endpoint, direction, ip_version: table.ip_version, what };
-    (table.table == Table::Filter).then(|| account.into())
+    (table.table == Table::Filter).then_some(account)
 }
 
 /// What is new since, and takes it as known. Counts fall only if the programs are others: then all of them are new.
@@ -127,36 +123,36 @@ fn news<const N: usize>(known: &mut [Counter; N], now: &[Counter; N]) -> [Counte
     more
 }
 
+/// The same of a number.
+fn more(known: &mut u64, now: u64) -> u64 {
+    let before = std::mem::replace(known, now);
+    now.checked_sub(before).unwrap_or(now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use accountant_core::IpVersion;
     use accountant_core::snapshot::Source;
-    use accountant_core::watch::{ListCounts, WatchList};
-    use std::sync::Arc;
 
     fn packets(n: u64) -> Counter {
         Counter::new(n, 100 * n)
     }
 
-    fn list(generation: u32, on: u64, nowhere: u64, closed: bool) -> ListCounts {
-        let paths = vec![(1, Went::On, packets(on)), (2, Went::Nowhere, packets(nowhere))];
-        ListCounts { generation, list: Arc::new(WatchList::default()), paths, closed }
-    }
-
-    fn chain(established: u64, unresolved: u64, lists: Vec<ListCounts>) -> ChainVerdicts {
+    fn chain(established: u64, new: [u64; 3], unresolved: u64) -> ChainVerdicts {
         ChainVerdicts {
             chain: "cali-tw-cali1".into(),
-            established: [packets(established), Counter::ZERO],
+            established: [packets(established), Counter::ZERO, Counter::ZERO],
+            new: new.map(packets),
             sheltered: Counter::ZERO,
-            unresolved: [packets(unresolved), Counter::ZERO],
-            vanished: Counter::ZERO,
-            lists,
+            unresolved,
+            vanished: 0,
+            lists: vec![],
         }
     }
 
     #[test]
-    fn lists_come_and_go_and_nothing_is_posted_twice() {
+    fn nothing_is_posted_twice() {
         let table = TableId {
             source: Source::Nftables,
             native: true,
@@ -164,26 +160,23 @@ mod tests {
             table: Table::Filter,
         };
         let (mut seen, mut ledger) = (Seen::default(), Ledger::default());
-        for chains in [
-            chain(5, 0, vec![list(1, 10, 3, false)]),
-            chain(5, 2, vec![list(1, 12, 3, false), list(2, 1, 0, false)]),
-            chain(6, 2, vec![list(1, 12, 4, true), list(2, 1, 1, false)]),
-            chain(6, 2, vec![list(2, 8, 1, false)]),
-        ] {
-            seen.take(table, &[chains], &mut ledger);
-        }
-        let balance = |established, went| {
-            let key = key(table, &"cali-tw-cali1".into(), established, went).unwrap();
-            let slot = ledger.accounts().find(|(_, k)| **k == key).map(|(slot, _)| slot);
-            slot.map(|slot| ledger.balances()[slot].packets)
+        let balance = |ledger: &Ledger, established, fate| {
+            let key = key(table, &"cali-tw-cali1".into(), established, fate).unwrap();
+            ledger.balance(&key).map(|balance| balance.packets)
         };
-        assert_eq!(balance(true, Went::On), Some(6));
-        assert_eq!(balance(true, Went::Nowhere), None);
-        assert_eq!(balance(false, Went::On), Some(12 + 8 + 2));
-        assert_eq!(balance(false, Went::Nowhere), Some(4 + 1));
-        let told = BTreeMap::from([("established", 6), ("lost", 0), ("path", 25), ("verdict", 2)]);
+        for told in [chain(5, [10, 3, 0], 0), chain(5, [15, 3, 0], 2), chain(6, [15, 4, 1], 2)] {
+            seen.take(table, &[told], &mut ledger);
+        }
+        assert_eq!(balance(&ledger, true, Fate::Accepted), Some(6));
+        assert_eq!(balance(&ledger, true, Fate::Dropped), None);
+        assert_eq!(Fate::ALL.map(|fate| balance(&ledger, false, fate)), [Some(15), Some(4), Some(1)]);
+        let told = BTreeMap::from([("established", 6), ("lost", 0), ("path", 18), ("verdict", 2)]);
         assert_eq!(seen.packets(), told);
-        assert_eq!(seen.keys().count(), 4);
+        // Other programs, which begin anew.
+        seen.take(table, &[chain(1, [2, 0, 0], 1)], &mut ledger);
+        assert_eq!(balance(&ledger, true, Fate::Accepted), Some(7));
+        assert_eq!(balance(&ledger, false, Fate::Accepted), Some(17));
+        assert_eq!(seen.keys().count(), 6);
         seen.forget(table);
         assert_eq!(seen.keys().count(), 0);
     }

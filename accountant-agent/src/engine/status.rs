@@ -192,6 +192,10 @@ pub struct KernelStatus {
     pub needed: bool,
     /// Packets that they saw, by how well.
     pub packets: BTreeMap<&'static str, u64>,
+    /// How often each ran, and how long that took, as far as the kernel keeps statistics.
+    pub runs: Vec<(&'static str, u64, Duration)>,
+    /// What they had to tell and found no room for, by kind. Nothing where there are none.
+    pub lost: BTreeMap<&'static str, u64>,
 }
 
 impl KernelStatus {

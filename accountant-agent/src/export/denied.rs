@@ -78,7 +78,10 @@ fn row(flow: &Value, now: SystemTime) -> [String; 8] {
         (Some(port), address) => format!("{address}:{port}"),
         (None, address) => address,
     };
-    let (by, _) = table::decided_by(flow);
+    let (by, _) = match field("verdict").as_str() {
+        "dropped_elsewhere" => ("no policy: another rule of the packet filter".into(), String::new()),
+        _ => table::decided_by(flow),
+    };
     let tier = field("tier");
     let by = if tier.is_empty() { by } else { format!("{by} (tier {tier})") };
     [

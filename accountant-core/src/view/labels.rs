@@ -10,7 +10,6 @@ use crate::calico::policy::PolicyId;
 use crate::id::{Endpoint, EndpointKind};
 use crate::index::Index;
 use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, What};
-use crate::watch::Went;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -88,10 +87,9 @@ pub fn labels(key: &AccountKey, index: &Index) -> (Family, Vec<Label>) {
             labels.extend([("rule", "failsafe".into()), ("verdict", "accepted".into())]);
             Family::EndpointChain
         }
-        What::Seen { established, went } => {
+        What::Seen { established, fate } => {
             let state = if *established { "established" } else { "new" };
-            let verdict = if *went == Went::On { "accepted" } else { "dropped" };
-            labels.extend([("state", state.into()), ("verdict", verdict.into())]);
+            labels.extend([("state", state.into()), ("verdict", fate.as_str().into())]);
             Family::Endpoint
         }
     };

@@ -73,6 +73,40 @@ pub(super) struct MemberSteps {
     pub(super) denies: Option<Bits>,
 }
 
+impl Steps {
+    /// The rules that only a packet hits which is accepted.
+    pub(super) fn accepting(&self) -> Bits {
+        let items = self.tiers.iter().flat_map(|tier| &tier.items).chain(&self.profiles);
+        let accepted = items.fold(0, |bits, item| bits | item.accepted);
+        self.head.iter().fold(accepted, |bits, step| match step {
+            HeadStep::Verdict(bit, Verdict::ForwardDefault) => bits | bit,
+            _ => bits,
+        })
+    }
+
+    /// The rules that accept a packet which hits no other: the call of the failsafe ports.
+    pub(super) fn accepting_alone(&self) -> Bits {
+        self.head.iter().fold(0, |bits, step| match step {
+            HeadStep::Failsafe(bit) => bits | bit,
+            _ => bits,
+        })
+    }
+}
+
+/// Whether packets of answered connections are accepted before any rule that could drop them.
+fn spares_established(chain: &Chain, read: &EndpointChain) -> bool {
+    let accepts = read.verdicts.iter().find(|(_, verdict)| *verdict == Verdict::Established);
+    accepts.is_some_and(|(accepts, _)| chain.rules()[..*accepts].iter().all(goes_on))
+}
+
+/// Whether a packet goes on to the next rule, whatever it is.
+fn goes_on(rule: &crate::rule::Rule) -> bool {
+    matches!(
+        rule.action,
+        Action::None | Action::SetMark { .. } | Action::NfLog(_) | Action::Log | Action::NoTrack
+    )
+}
+
 /// The rules to watch of an endpoint's chain, given the chains that it calls.
 pub fn list(
     chain: &Chain,
@@ -85,20 +119,16 @@ pub fn list(
     let Writer { rules, depends_on, .. } = writer;
     match rules.len() {
         0 => Err(Unwatchable::Nothing),
-        1..=MAX_RULES => Ok(WatchList { rules, depends_on, steps }),
+        1..=MAX_RULES => {
+            Ok(WatchList { rules, depends_on, steps, spares_established: spares_established(chain, &read) })
+        }
         many => Err(Unwatchable::TooMany(many)),
     }
 }
 
 /// A rule that ends a packet's way and has no counter hides what becomes of it.
 fn all_counted(chain: &Chain) -> Result<(), Unwatchable> {
-    let hides = |rule: &crate::rule::Rule| {
-        !rule.counted
-            && !matches!(
-                rule.action,
-                Action::None | Action::SetMark { .. } | Action::NfLog(_) | Action::Log | Action::NoTrack
-            )
-    };
+    let hides = |rule: &crate::rule::Rule| !rule.counted && !goes_on(rule);
     match chain.rules().iter().position(hides) {
         Some(rule) => Err(Unwatchable::Uncounted { chain: chain.name.clone(), rule }),
         None => Ok(()),

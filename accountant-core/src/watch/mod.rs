@@ -40,6 +40,24 @@ pub struct WatchList {
     /// The chains that it was made from, beside the endpoint's own: when one of them changes another list is due.
     pub depends_on: Vec<Arc<Chain>>,
     steps: list::Steps,
+    spares_established: bool,
+}
+
+impl WatchList {
+    /// The rules that only a packet hits which the chain accepts.
+    pub fn accepting(&self) -> u64 {
+        self.steps.accepting()
+    }
+
+    /// The rules that accept a packet which hits no other.
+    pub fn accepting_alone(&self) -> u64 {
+        self.steps.accepting_alone()
+    }
+
+    /// Whether the chain accepts packets of answered connections, whatever they are.
+    pub fn spares_established(&self) -> bool {
+        self.spares_established
+    }
 }
 
 /// Why the paths through a chain cannot be told from its rules' counters. The rules' own counters have to do.
@@ -78,6 +96,33 @@ impl Went {
     pub const BOTH: [Self; 2] = [Self::On, Self::Nowhere];
 }
 
+/// What became of a packet from or to an endpoint, whatever its chain counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fate {
+    /// It went on beyond the endpoint's chain.
+    Accepted,
+    /// It was dropped by the endpoint's chain, by that of the other endpoint before this one saw it, or it is not known by
+    /// whom.
+    Dropped,
+    /// It was dropped where the filter rules are, and no endpoint's chain did that: a rule that is not Calico's did, or
+    /// Calico's default for packets from workloads to their host.
+    Elsewhere,
+}
+
+impl Fate {
+    /// All, in the order in which counters of all are kept.
+    pub const ALL: [Self; 3] = [Self::Accepted, Self::Dropped, Self::Elsewhere];
+
+    /// As labels print it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Dropped => "dropped",
+            Self::Elsewhere => "dropped_elsewhere",
+        }
+    }
+}
+
 /// What was counted by the paths of one list since it was installed.
 #[derive(Clone, Debug)]
 pub struct ListCounts {
@@ -96,15 +141,17 @@ pub struct ListCounts {
 pub struct ChainVerdicts {
     /// The chain.
     pub chain: ChainName,
-    /// Packets of, or related to, answered connections, by [`Went::BOTH`].
-    pub established: [Counter; 2],
+    /// Packets of, or related to, answered connections, by [`Fate::ALL`].
+    pub established: [Counter; 3],
+    /// All others, by [`Fate::ALL`].
+    pub new: [Counter; 3],
     /// Those that came to this endpoint from another one of this host, whose chain can have accepted them for good before
     /// this one saw them: part of the first of `established`.
     pub sheltered: Counter,
-    /// All other packets whose path is not known, by [`Went::BOTH`].
-    pub unresolved: [Counter; 2],
+    /// How many of `new` have no path that is known.
+    pub unresolved: u64,
     /// Packets that were neither seen again nor dropped: queued, or taken by somebody.
-    pub vanished: Counter,
+    pub vanished: u64,
     /// The paths of the present list, and of those before it that were not told as closed yet.
     pub lists: Vec<ListCounts>,
 }

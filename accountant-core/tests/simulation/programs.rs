@@ -104,10 +104,12 @@ impl Programs {
             let moved = path(&list.list, steps)?;
             Some((list, moved))
         }) else {
-            slot.counts.unresolved[went as usize] += size;
+            slot.counts.new[went as usize] += size;
+            slot.counts.unresolved += 1;
             self.untold += 1;
             return;
         };
+        slot.counts.new[went as usize] += size;
         match list.paths.iter_mut().find(|(known, how, _)| (*known, *how) == (moved, went)) {
             Some((.., count)) => *count += size,
             None => list.paths.push((moved, went, size)),
@@ -158,10 +160,11 @@ impl Slot {
     fn new(chain: &ChainName) -> Self {
         let counts = ChainVerdicts {
             chain: chain.clone(),
-            established: [Counter::ZERO; 2],
+            established: [Counter::ZERO; 3],
+            new: [Counter::ZERO; 3],
             sheltered: Counter::ZERO,
-            unresolved: [Counter::ZERO; 2],
-            vanished: Counter::ZERO,
+            unresolved: 0,
+            vanished: 0,
             lists: vec![],
         };
         Self { counts, good_for: None }

@@ -50,6 +50,14 @@ pub enum CannotHere {
     /// Another agent has its programs there.
     #[error("another agent has its programs in this network namespace; stop one of the two")]
     AnotherAgent,
+    /// Nothing can be kept for the next agent.
+    #[error("{folder}: {reason}")]
+    NoPins {
+        /// Where it would be.
+        folder: String,
+        /// Why not.
+        reason: String,
+    },
     /// The kernel refused, for a reason of its own.
     #[error("{operation} failed: {error}")]
     Refused {

@@ -1,4 +1,4 @@
-//! Flows that endpoints' chains dropped, as the programs note them and as sources hand them over.
+//! Flows that were dropped in the packet filter, as the programs note them and as sources hand them over.
 //!
 //! Invariant: total. A record that is cut short is left out.
 
@@ -14,13 +14,15 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Packets of one flow that a chain dropped.
+/// Packets of one flow that were dropped.
 #[derive(Clone, Debug)]
 pub struct DeniedFlow {
     /// The table of the chain.
     pub table: TableId,
-    /// The endpoint's chain.
+    /// The chain of the endpoint that they were from or to.
     pub chain: ChainName,
+    /// Whether no endpoint's chain dropped them, but something else in the packet filter.
+    pub elsewhere: bool,
     /// Which of a list's rules its packets hit. None if that is not known.
     pub path: Option<(Arc<WatchList>, u64)>,
     /// Who sent it.
@@ -49,6 +51,7 @@ pub(super) struct Record {
     source: IpAddr,
     destination: IpAddr,
     protocol: u8,
+    elsewhere: bool,
     ports: (u16, u16),
     counter: Counter,
     first: u64,
@@ -84,6 +87,7 @@ fn record(key: &[u8], value: &[u8]) -> Option<Record> {
         destination: address(32)?,
         ports: (port(48)?, port(50)?),
         protocol: *key.get(52)?,
+        elsewhere: *key.get(54)? != 0,
         counter: Counter::new(u64_at(value, 0)?, u64_at(value, 8)?),
         first: u64_at(value, 16)?,
         last: u64_at(value, 24)?,
@@ -95,6 +99,7 @@ impl Record {
         DeniedFlow {
             table,
             chain: chain.clone(),
+            elsewhere: self.elsewhere,
             path: list.map(|list| (list, self.moved)),
             source: self.source,
             destination: self.destination,
@@ -127,11 +132,13 @@ mod tests {
         assert_eq!((found.slot, found.generation, found.moved), (3, 9, 5));
         assert_eq!(found.source, "10.65.0.2".parse::<IpAddr>().unwrap());
         assert_eq!(found.ports, (40000, 53));
+        assert!(!found.elsewhere);
         assert_eq!((found.counter, found.first, found.last), (Counter::new(2, 120), 7, 8));
-        (key[53], key[16], key[31]) = (1, 0xfd, 1);
+        (key[53], key[16], key[31], key[54]) = (1, 0xfd, 1, 1);
         let found = record(&key, &value).unwrap();
+        assert!(found.elsewhere);
         assert!(found.source.is_ipv6() && found.source.to_string().ends_with('1'));
-        for length in 0..KEY - 2 {
+        for length in 0..KEY - 1 {
             assert_eq!(record(&key[..length], &value), None, "{length}");
         }
         assert_eq!(record(&key, &value[..VALUE - 1]), None);

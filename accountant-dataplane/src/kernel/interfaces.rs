@@ -22,9 +22,17 @@ pub(super) struct Interfaces {
 }
 
 impl Interfaces {
-    /// An empty table of so many places, a power of two.
-    pub(super) fn new(places: u32) -> Self {
-        Self { places: vec![0; places as usize], at: BTreeMap::new() }
+    /// The table that is in memory, and who is in it.
+    pub(super) fn read(all: impl Iterator<Item = Interface>) -> (Self, BTreeMap<u32, Slots>) {
+        let mut table = Self { places: Vec::new(), at: BTreeMap::new() };
+        for (place, interface) in all.enumerate() {
+            table.places.push(interface.index);
+            if !matches!(interface.index, 0 | GONE) {
+                table.at.insert(interface.index, (place, interface.slots));
+            }
+        }
+        let held = table.at.iter().map(|(index, (_, slots))| (*index, *slots)).collect();
+        (table, held)
     }
 
     /// Makes the table hold these interfaces. Returns what to write where, and how many there was no room for.
@@ -86,7 +94,7 @@ mod tests {
     #[test]
     fn whoever_is_held_is_found_whatever_comes_and_goes() {
         let mut memory = vec![Interface::default(); 16];
-        let mut table = Interfaces::new(16);
+        let (mut table, _) = Interfaces::read((0..16).map(|_| Interface::default()));
         let mut hold = |all: &[(u32, u32)]| {
             let (writes, homeless) = table.hold(&wanted(all));
             for (place, interface) in &writes {
@@ -102,11 +110,14 @@ mod tests {
         assert_eq!(hold(&[(3, 1), (19, 2), (35, 3)]), 0);
         assert_eq!(hold(&[(35, 3)]), 2, "the last is found past those that went");
         assert_eq!(hold(&[(35, 4), (51, 5), (15, 6), (31, 7)]), 4);
+        let (mut again, held) = Interfaces::read(memory.iter().copied());
+        assert_eq!(held, wanted(&[(35, 4), (51, 5), (15, 6), (31, 7)]));
+        assert_eq!(again.hold(&held), (vec![], 0), "whoever was there stays where it is");
     }
 
     #[test]
     fn who_finds_no_place_is_told() {
-        let mut table = Interfaces::new(16);
+        let (mut table, _) = Interfaces::read((0..16).map(|_| Interface::default()));
         let crowd: Vec<_> = (0..10).map(|n| (3 + 16 * n, n)).collect();
         assert_eq!(table.hold(&wanted(&crowd)).1, 2);
     }

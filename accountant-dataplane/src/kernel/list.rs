@@ -37,7 +37,7 @@ impl Places {
     }
 
     /// The list as the programs want it. It has to fit.
-    pub(super) fn record(&self, generation: u32, slot: u32) -> WatchList {
+    pub(super) fn record(&self, list: &watch::WatchList, generation: u32, slot: u32) -> WatchList {
         let mut record = WatchList {
             generation,
             slot,
@@ -46,6 +46,9 @@ impl Places {
             packets_at: self.packets_at,
             cursor_shift: self.cursor.map_or(0, |(_, shift)| shift),
             cursor: self.cursor.map_or(0, |(address, _)| address),
+            accepting: list.accepting(),
+            accepting_alone: list.accepting_alone(),
+            spares_established: u64::from(list.spares_established()),
             proof: [Proof::default(); MAX_PROOFS],
             rule: [Rule::default(); MAX_RULES],
         };

@@ -3,10 +3,11 @@
 //! aya makes the maps. It does not know programs of the packet filter, so the object is parsed once more, its references to
 //! maps are resolved, and each call of the kernel's function that reads memory safely gets that function's number.
 
+use super::pins::Links;
 use super::places::Kernel;
 use crate::in_place::reason::Host;
 use crate::in_place::{CannotHere, chain, mapping};
-use accountant_sys::bpf::{self, Kind};
+use accountant_sys::bpf::{self, Kind, Runs};
 use accountant_sys::mapping::Mapping;
 use aya::maps::{Map, MapData};
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
@@ -14,7 +15,9 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
 use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// The object of the programs.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/verdict"));
@@ -35,6 +38,13 @@ const AFTER: i32 = 1;
 const HOOKS: [(u32, &str); 3] = [(1, "local in"), (2, "forward"), (3, "local out")];
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`
 const FAMILIES: [(u32, &str); 2] = [(2, "IPv4"), (10, "IPv6")];
+
+/// Maps that an agent leaves to the next one.
+const KEPT: [&str; 9] =
+    ["FLOWS", "INTERFACES", "LISTS", "LOST", "OWNERS", "PATHS", "PROCESSORS", "TOTALS", "WATCH"];
+
+/// The programs that packets pass.
+const PROGRAMS: [&str; 3] = ["dropped", "after", "before"];
 
 /// How much of what the verifier says is kept.
 const LOG: usize = 1 << 20;
@@ -68,12 +78,15 @@ pub(super) struct Loaded {
     object: Object,
     kernel: Kernel,
     host: Host,
-    links: Vec<OwnedFd>,
+    /// Links, and the programs themselves, by name.
+    held: Vec<(String, OwnedFd)>,
+    /// Those that outlive the agent.
+    kept: Option<Links>,
 }
 
 impl Loaded {
-    /// Makes the maps.
-    pub(super) fn new(sizes: Sizes) -> Result<Self, CannotHere> {
+    /// Makes the maps, or takes those that are in a folder, and programs that are attached with them.
+    pub(super) fn new(sizes: Sizes, folder: Option<&Path>) -> Result<Self, CannotHere> {
         let host = Host::look(NEEDED);
         let mut kernel = Kernel::look().map_err(|reason| reason.explained_by(&host))?;
         kernel.places.interface_mask = sizes.interfaces() - 1;
@@ -88,58 +101,100 @@ impl Loaded {
             ("TOTALS", sizes.slots * sizes.cpus),
             ("PATHS", sizes.paths),
             ("FLOWS", sizes.flows),
+            ("OWNERS", sizes.slots),
         ] {
             loader.map_max_entries(name, entries);
+        }
+        for (folder, name) in folder.into_iter().flat_map(|folder| KEPT.map(|name| (folder, name))) {
+            loader.map_pin_path(name, folder.join(name));
         }
         let refused = |operation: &str, error: &dyn std::error::Error| {
             CannotHere::refused(operation, chain(error), &host)
         };
         let ebpf = loader.load(OBJECT).map_err(|error| refused("making the maps", &error))?;
         let object = Object::parse(OBJECT).map_err(|error| refused("reading the object", &error))?;
-        let mut loaded = Self { ebpf, object, kernel, host, links: Vec::new() };
+        let wanted: Vec<_> = places().map(Place::file).chain(PROGRAMS.map(program_file)).collect();
+        let kept = folder.map(|folder| Links::find(folder, hash(&kernel), &wanted));
+        let mut loaded = Self { ebpf, object, kernel, host, held: Vec::new(), kept };
         loaded.resolve()?;
-        for cpu in 0..sizes.cpus {
-            loaded.learn(cpu)?;
+        // Whoever counts already has learnt, and does not look away.
+        if !loaded.goes_on() {
+            for cpu in 0..sizes.cpus {
+                loaded.learn(cpu)?;
+            }
         }
         Ok(loaded)
     }
 
+    /// Whether the programs are attached since an earlier agent.
+    pub(super) fn goes_on(&self) -> bool {
+        self.kept.as_ref().is_some_and(Links::are_there)
+    }
+
     /// Attaches all programs: to the packet filter of the calling thread's network namespace, and to drops.
     pub(super) fn attach(&mut self) -> Result<(), CannotHere> {
+        if self.goes_on() {
+            return Ok(());
+        }
         self.attach_each().into_iter().try_for_each(|(_, result)| result)
     }
 
     /// The same, and says what came of it for each place.
     pub(super) fn attach_each(&mut self) -> Vec<(String, Result<(), CannotHere>)> {
-        let mut results = Vec::new();
-        let dropped = self.program("dropped", Kind::Tracepoint(self.kernel.dropped));
-        let dropped = dropped.and_then(|program| {
-            let link = bpf::link_tracepoint(program.as_fd());
-            link.map_err(|error| self.refused("attaching to dropped packets", error))
+        let loaded = PROGRAMS.map(|name| {
+            let kind =
+                if name == "dropped" { Kind::Tracepoint(self.kernel.dropped) } else { Kind::Netfilter };
+            self.program(name, kind)
         });
-        results.push(("dropped packets (kfree_skb)".to_string(), self.keep(dropped)));
-        // The later one first: a packet that only it sees is counted by verdict.
-        let programs = ["after", "before"].map(|name| self.program(name, Kind::Netfilter));
-        for ((family, version), (hook, name)) in
-            FAMILIES.into_iter().flat_map(|family| HOOKS.map(|hook| (family, hook)))
-        {
-            let place = format!("packet filter, {version} {name}");
-            let mut result = Ok(());
-            for (program, priority) in programs.iter().zip([AFTER, BEFORE]) {
-                let link = program.as_ref().map_err(Clone::clone).and_then(|program| {
-                    let link = bpf::link_netfilter(program.as_fd(), family, hook, priority);
-                    link.map_err(|error| self.refused(&format!("attaching to {place}"), error))
-                });
-                result = result.and(self.keep(link));
+        let [dropped, after, before] = &loaded;
+        let mut results: Vec<(String, Result<(), CannotHere>)> = Vec::new();
+        for place in places() {
+            let link = match place {
+                Place::Drops => dropped.as_ref().map(|program| bpf::link_tracepoint(program.as_fd())),
+                Place::Filter { family: (family, _), hook: (hook, _), priority } => {
+                    let program = if priority == AFTER { after } else { before };
+                    program
+                        .as_ref()
+                        .map(|program| bpf::link_netfilter(program.as_fd(), family, hook, priority))
+                }
+            };
+            let link = link.map_err(Clone::clone).and_then(|link| {
+                link.map_err(|error| self.refused(&format!("attaching to {}", place.name()), error))
+            });
+            let result = link.and_then(|link| self.keep(place.file(), link));
+            match results.iter_mut().find(|(name, _)| *name == place.name()) {
+                Some((_, both)) => *both = std::mem::replace(both, Ok(())).and(result),
+                None => results.push((place.name(), result)),
             }
-            results.push((place, result));
+        }
+        for (name, program) in PROGRAMS.into_iter().zip(loaded) {
+            let kept = program.and_then(|program| self.keep(program_file(name), program));
+            if let (Err(reason), Some((_, result))) = (kept, results.first_mut()) {
+                *result = std::mem::replace(result, Ok(())).and(Err(reason));
+            }
         }
         results
     }
 
-    fn keep(&mut self, link: Result<OwnedFd, CannotHere>) -> Result<(), CannotHere> {
-        self.links.push(link?);
-        Ok(())
+    fn keep(&mut self, name: String, object: OwnedFd) -> Result<(), CannotHere> {
+        match &mut self.kept {
+            Some(kept) => kept.keep(&name, object),
+            None => {
+                self.held.push((name, object));
+                Ok(())
+            }
+        }
+    }
+
+    /// How often each program ran, as far as the kernel keeps statistics.
+    pub(super) fn runs(&self) -> Vec<(&'static str, Runs)> {
+        let runs = |name: &'static str| {
+            let file = program_file(name);
+            let held = self.held.iter().find(|(known, _)| *known == file).map(|(_, program)| program.as_fd());
+            let program = held.or_else(|| self.kept.as_ref()?.get(&file))?;
+            Some((name, bpf::runs(program).ok()?)).filter(|(_, runs)| runs.count > 0)
+        };
+        PROGRAMS.into_iter().filter_map(runs).collect()
     }
 
     fn refused(&self, operation: &str, error: std::io::Error) -> CannotHere {
@@ -230,6 +285,57 @@ impl Loaded {
             Err(error) => Err(CannotHere::refused("looking for per-CPU memory", chain(&error), &self.host)),
         }
     }
+}
+
+fn program_file(name: &str) -> String {
+    format!("program-{name}")
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Drops,
+    Filter { family: (u32, &'static str), hook: (u32, &'static str), priority: i32 },
+}
+
+/// All places, in the order in which programs are attached: the later one of a hook first, so that a packet that only it
+/// sees is counted by verdict.
+fn places() -> impl Iterator<Item = Place> {
+    let hooks = FAMILIES.into_iter().flat_map(|family| HOOKS.map(|hook| (family, hook)));
+    let filter = hooks
+        .flat_map(|(family, hook)| [AFTER, BEFORE].map(|priority| Place::Filter { family, hook, priority }));
+    std::iter::once(Place::Drops).chain(filter)
+}
+
+impl Place {
+    /// In words.
+    fn name(self) -> String {
+        match self {
+            Self::Drops => "dropped packets (kfree_skb)".into(),
+            Self::Filter { family: (_, version), hook: (_, hook), .. } => {
+                format!("packet filter, {version} {hook}")
+            }
+        }
+    }
+
+    /// The name of its link. A BPF file system allows no dots.
+    fn file(self) -> String {
+        match self {
+            Self::Drops => "dropped".into(),
+            Self::Filter { family: (_, version), hook: (_, hook), priority } => {
+                let when = if priority == AFTER { "after" } else { "before" };
+                format!("{when}-{version}-{hook}").replace(' ', "-")
+            }
+        }
+    }
+}
+
+/// What tells these programs from others, on this kernel.
+fn hash(kernel: &Kernel) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    OBJECT.hash(&mut hasher);
+    format!("{kernel:?}").hash(&mut hasher);
+    hasher.finish()
 }
 
 /// An instruction as the kernel takes it.

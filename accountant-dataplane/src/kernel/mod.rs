@@ -11,7 +11,10 @@ mod interfaces;
 mod links;
 pub(crate) mod list;
 mod load;
+mod memory;
 mod only;
+mod owners;
+mod pins;
 mod places;
 mod witness;
 
@@ -23,11 +26,16 @@ use crate::TablePoll;
 use crate::in_place::{CannotHere, reason};
 use accountant_core::snapshot::{Around, TableId};
 use accountant_core::watch::ChainVerdicts;
+use accountant_sys::bpf::Runs;
 use links::LinkNews;
 use list::Watched;
 use load::{Loaded, Sizes};
 use nix::time::{ClockId, clock_gettime};
 use only::Only;
+use pins::Pins;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use witness::Witness;
@@ -42,6 +50,8 @@ pub fn clock() -> Duration {
 #[derive(Debug)]
 pub struct Programs {
     state: Arc<Mutex<State>>,
+    /// Where they and their counts outlive us.
+    pins: Option<PathBuf>,
 }
 
 /// Flows that endpoints' chains dropped.
@@ -56,6 +66,8 @@ pub struct Denied {
 #[derive(Debug)]
 enum State {
     Off(CannotHere),
+    /// Another agent has its programs here: what to watch once it has ended.
+    Waiting(BTreeMap<TableId, Vec<Watched>>),
     On {
         witness: Box<Witness>,
         /// For as long as the programs are there.
@@ -65,23 +77,39 @@ enum State {
 }
 
 impl Programs {
-    /// Programs that are loaded when there is something to watch, or never.
+    /// Programs that are loaded when there is something to watch, or never, and go when this value does.
     pub fn new(wanted: bool) -> Arc<Self> {
         let reason = if wanted { CannotHere::NotYet } else { CannotHere::TurnedOff };
-        Arc::new(Self { state: Arc::new(Mutex::new(State::Off(reason))) })
+        Arc::new(Self { state: Arc::new(Mutex::new(State::Off(reason))), pins: None })
+    }
+
+    /// Programs that stay attached and count on when this value is gone, with all that they counted, in a folder of a BPF
+    /// file system. Where that cannot be they go with it.
+    pub fn that_stay(folder: PathBuf) -> Arc<Self> {
+        let state = Arc::new(Mutex::new(State::Off(CannotHere::NotYet)));
+        Arc::new(Self { state, pins: Some(folder) })
     }
 
     /// Why there are none; none if there are.
     pub fn reason(&self) -> Option<CannotHere> {
         match &*self.lock() {
             State::Off(reason) => Some(reason.clone()),
+            State::Waiting(_) => Some(CannotHere::AnotherAgent),
             State::On { .. } => None,
+        }
+    }
+
+    /// How often each program ran and how long that took, as far as the kernel keeps statistics.
+    pub fn runs(&self) -> Vec<(&'static str, Runs)> {
+        match &*self.lock() {
+            State::On { witness, .. } => witness.runs(),
+            State::Off(_) | State::Waiting(_) => Vec::new(),
         }
     }
 
     /// Whether handing over chains is of any use.
     pub(crate) fn wants(&self) -> bool {
-        matches!(&*self.lock(), State::On { .. } | State::Off(CannotHere::NotYet))
+        matches!(&*self.lock(), State::On { .. } | State::Waiting(_) | State::Off(CannotHere::NotYet))
     }
 
     /// Watches these chains of a table of the calling thread's network namespace, and no others of it.
@@ -89,16 +117,45 @@ impl Programs {
         let mut state = self.lock();
         if matches!(&*state, State::Off(CannotHere::NotYet)) && !chains.is_empty() {
             *state = self.start(chains.len());
+            if let State::Waiting(_) = &*state {
+                tracing::info!("another agent has its programs in the kernel: these wait for its end");
+            }
         }
-        let State::On { witness, .. } = &mut *state else { return };
-        if let Err(reason) = witness.watch(table, chains) {
-            *state = lost(reason);
+        match &mut *state {
+            State::Off(_) => {}
+            State::Waiting(tables) => _ = tables.insert(table, chains),
+            State::On { witness, .. } => {
+                if let Err(reason) = witness.watch(table, chains) {
+                    *state = lost(reason);
+                }
+            }
+        }
+    }
+
+    /// Takes the place of another agent that has ended.
+    fn take_over(&self, state: &mut State) {
+        let State::Waiting(tables) = state else { return };
+        let tables = std::mem::take(tables);
+        *state = self.start(tables.values().map(Vec::len).max().unwrap_or(0));
+        for (table, chains) in tables {
+            let watched = match state {
+                State::Off(_) => return,
+                State::Waiting(tables) => {
+                    tables.insert(table, chains);
+                    Ok(())
+                }
+                State::On { witness, .. } => witness.watch(table, chains),
+            };
+            if let Err(reason) = watched {
+                *state = lost(reason);
+            }
         }
     }
 
     /// What was seen of each table so far.
     pub(crate) fn read(&self) -> Verdicts {
         let mut state = self.lock();
+        self.take_over(&mut state);
         let State::On { witness, .. } = &mut *state else { return Verdicts::new() };
         match witness.read() {
             Ok(verdicts) => verdicts,
@@ -146,18 +203,36 @@ impl Programs {
     }
 
     fn start(&self, chains: usize) -> State {
-        // For IPv4 and IPv6, of which the first table has just come.
-        let start = || Ok((Only::claim()?, Witness::start(2 * chains, cpus()?)?));
+        let start = || Ok((Only::claim()?, self.start_witness(chains)?));
         match start() {
             Ok((only, witness)) => {
                 tracing::info!("programs in the kernel see which policy decides on each packet");
                 State::On { witness: Box::new(witness), _news: self.hear_of_links(), _only: only }
             }
+            Err(CannotHere::AnotherAgent) => State::Waiting(BTreeMap::new()),
             Err(reason) => {
                 tracing::info!(%reason, "no programs in the kernel: the rules' counters have to do");
                 State::Off(reason)
             }
         }
+    }
+
+    fn start_witness(&self, chains: usize) -> Result<Witness, CannotHere> {
+        // For IPv4 and IPv6, of which the first table has just come.
+        let (chains, cpus) = (2 * chains, cpus()?);
+        if let Some(folder) = &self.pins {
+            let started = Pins::open(folder).and_then(|pins| {
+                let witness = Witness::start(chains, cpus, Some(&pins));
+                witness.inspect_err(|_| _ = pins.clear())
+            });
+            match started {
+                Ok(witness) => return Ok(witness),
+                Err(reason) => {
+                    tracing::info!(%reason, "what programs in the kernel count ends with the agent")
+                }
+            }
+        }
+        Witness::start(chains, cpus, None)
     }
 
     fn hear_of_links(&self) -> Option<LinkNews> {
@@ -180,10 +255,33 @@ impl Programs {
 /// Attaches the programs to each place for a moment, and says what came of it.
 pub fn probe() -> Vec<(String, Result<(), CannotHere>)> {
     let sizes = |cpus| Sizes { slots: 2, lists: 2, paths: 2, flows: 2, cpus };
-    match cpus().and_then(|cpus| Loaded::new(sizes(cpus))) {
+    match cpus().and_then(|cpus| Loaded::new(sizes(cpus), None)) {
         Ok(mut loaded) => loaded.attach_each(),
         Err(reason) => vec![("all".into(), Err(reason))],
     }
+}
+
+/// Has the kernel keep statistics of programs, all of them, for as long as the descriptor is open. Each run of a program then
+/// costs two looks at the clock more.
+pub fn keep_statistics() -> Result<OwnedFd, CannotHere> {
+    accountant_sys::bpf::keep_statistics().map_err(|error| CannotHere::Refused {
+        operation:
+            "asking the kernel for statistics of programs (CAP_SYS_ADMIN; or set kernel.bpf_stats_enabled)"
+                .into(),
+        error: error.to_string(),
+    })
+}
+
+/// Whether programs and counts can outlive an agent in this folder.
+pub fn can_stay(folder: &Path) -> Result<(), CannotHere> {
+    Pins::open(folder).map(|pins| pins.tidy())
+}
+
+/// Detaches the programs that an agent left in the calling thread's network namespace and forgets what they counted. Says
+/// whether there was anything; an agent that runs keeps its own.
+pub fn detach(folder: &Path) -> Result<bool, CannotHere> {
+    let _only = Only::claim()?;
+    Pins::open(folder).map(|pins| pins.clear())
 }
 
 fn lost(reason: CannotHere) -> State {

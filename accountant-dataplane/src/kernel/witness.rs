@@ -10,28 +10,26 @@ use super::flows::{self, DeniedFlow};
 use super::interfaces::{Interfaces, Slots};
 use super::list::{Places, Watched};
 use super::load::{Loaded, Sizes};
+use super::memory::Memory;
+use super::owners::{Key, Owners, next_generation};
+use super::pins::Pins;
 use crate::bytes::{u32_at, u64_at};
 use crate::in_place::{CannotHere, chain};
 use accountant_abi::Traffic;
 use accountant_abi::verdict::{
-    FROM_FORWARDED, FROM_TO_HOST, Interface, PathKey, ROLES, TO_FORWARDED, TO_FROM_HOST, WatchList,
+    FATES, FROM_FORWARDED, FROM_TO_HOST, PathKey, TO_FORWARDED, TO_FROM_HOST, WatchList,
 };
 use accountant_core::calico::ChainKind;
 use accountant_core::id::{Endpoint, EndpointKind};
 use accountant_core::snapshot::TableId;
 use accountant_core::watch::{self, ChainVerdicts, ListCounts, Went};
-use accountant_core::{ChainName, Counter, Direction, IpVersion};
-use accountant_sys::bpf;
-use accountant_sys::mapping::Mapping;
+use accountant_core::{Counter, Direction, IpVersion};
+use accountant_sys::bpf::{self, Runs};
 use aya::maps::{Array, HashMap as BpfHashMap};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::{Duration, Instant};
 
-/// Words of a value in the maps.
-const INTERFACE: usize = size_of::<Interface>() / 8;
-const TOTALS: usize = size_of::<accountant_abi::verdict::Totals>() / 8;
 /// How many flows can be dropped between two readings without one being lost.
 const FLOWS: u32 = 1 << 14;
 /// A packet that came by an old list is long through its hook.
@@ -45,15 +43,14 @@ pub type Verdicts = BTreeMap<TableId, Vec<ChainVerdicts>>;
 pub(super) struct Witness {
     loaded: Loaded,
     sizes: Sizes,
-    interfaces_memory: Mapping,
-    lists_memory: Mapping,
-    totals_memory: Mapping,
-    lost_memory: Mapping,
+    memory: Memory,
     interfaces: Interfaces,
-    slots: HashMap<(TableId, ChainName), Slot>,
-    free_slots: Vec<u32>,
+    owners: Owners,
+    slots: HashMap<Key, Slot>,
+    /// Interfaces that an earlier agent left, for tables that were not looked at yet.
+    left: BTreeMap<u32, Slots>,
+    looked_at: HashSet<TableId>,
     free_places: Vec<u32>,
-    generation: u32,
     /// Chains that there was no room for when it was last said.
     said_full: bool,
 }
@@ -66,8 +63,6 @@ struct Slot {
     old: Vec<(Installed, Instant)>,
     /// Whether the chain is gone: the slot is kept until all was told.
     gone: bool,
-    /// What the slot's totals were when the chain got it.
-    base: Totals,
 }
 
 #[derive(Clone, Debug)]
@@ -81,32 +76,36 @@ struct Installed {
 /// Packets by path and by whether they went on.
 type Paths = Vec<(u64, Went, Counter)>;
 
-/// Counters of a slot in the order of the record that the programs keep.
-type Totals = [Counter; 6];
-
 impl Witness {
-    /// Loads and attaches the programs, with room for twice these chains.
-    pub(super) fn start(chains: usize, cpus: u32) -> Result<Self, CannotHere> {
-        let slots = u32::try_from(2 * chains).unwrap_or(u32::MAX).clamp(1024, 1 << 14).next_power_of_two();
+    /// Loads and attaches the programs, with room for twice these chains, or goes on with those that an earlier agent left.
+    pub(super) fn start(chains: usize, cpus: u32, pins: Option<&Pins>) -> Result<Self, CannotHere> {
+        let least = u32::try_from(2 * chains).unwrap_or(u32::MAX).clamp(1024, 1 << 14).next_power_of_two();
+        let slots = pins.and_then(|pins| pins.find(cpus, least)).unwrap_or(least);
         let sizes = Sizes { slots, lists: slots, paths: 64 * slots, flows: FLOWS, cpus };
-        let mut loaded = Loaded::new(sizes)?;
-        let interfaces_memory = loaded.memory("INTERFACES", INTERFACE * sizes.interfaces() as usize)?;
-        let lists_memory = loaded.memory("LISTS", slots as usize)?;
-        let totals_memory = loaded.memory("TOTALS", TOTALS * (slots * cpus) as usize)?;
-        let lost_memory = loaded.memory("LOST", 1)?;
+        let folder = pins.map(|pins| pins.maps(sizes)).transpose()?;
+        let mut loaded = Loaded::new(sizes, folder.as_deref())?;
+        let memory = Memory::new(&loaded, sizes)?;
+        // Nobody knows any more what is in the lists of an earlier agent, and what their paths mean.
+        memory.use_no_list();
+        bpf::drain_hash(loaded.map_fd("PATHS")?, size_of::<PathKey>(), size_of::<Traffic>(), 1024).map_err(
+            |error| CannotHere::Refused { operation: "emptying PATHS".into(), error: error.to_string() },
+        )?;
+        if loaded.goes_on() {
+            tracing::info!("the programs of an earlier agent go on counting");
+        }
         loaded.attach()?;
+        let (interfaces, left) = memory.interfaces();
+        let owners = Owners::read(memory.owners());
         Ok(Self {
             loaded,
             sizes,
-            interfaces_memory,
-            lists_memory,
-            totals_memory,
-            lost_memory,
-            interfaces: Interfaces::new(sizes.interfaces()),
+            memory,
+            interfaces,
+            owners,
             slots: HashMap::new(),
-            free_slots: (1..slots).rev().collect(),
+            left,
+            looked_at: HashSet::new(),
             free_places: (1..slots).rev().collect(),
-            generation: 0,
             said_full: false,
         })
     }
@@ -119,6 +118,7 @@ impl Witness {
             }
         }
         self.retire_gone();
+        self.looked_at.insert(table);
         for watched in chains {
             self.watch_chain(table, watched)?;
         }
@@ -149,32 +149,46 @@ impl Witness {
                 }
             }
         }
+        self.go_on_with_what_was_left(&mut wanted);
         let (writes, homeless) = self.interfaces.hold(&wanted);
         for (place, interface) in writes {
-            self.write_interface(place, &interface);
+            self.memory.write_interface(place, &interface);
         }
         if homeless > 0 {
             tracing::warn!(interfaces = homeless, "no room: their packets are counted by the rules alone");
         }
     }
 
-    fn write_interface(&self, place: usize, interface: &Interface) {
-        let words = &self.interfaces_memory.words()[place * INTERFACE..][..INTERFACE];
-        for (word, [v4, v6]) in words[1..].iter().zip(interface.slots) {
-            word.store(u64::from(v4) | u64::from(v6) << 32, Relaxed);
+    /// Keeps the slots of chains whose table was not looked at yet: their packets are counted on.
+    fn go_on_with_what_was_left(&mut self, wanted: &mut BTreeMap<u32, Slots>) {
+        let (owners, looked_at) = (&self.owners, &self.looked_at);
+        let is_open = |slot: u32| owners.of(slot).is_some_and(|(table, _)| !looked_at.contains(table));
+        for slot in self.left.values_mut().flatten().flatten() {
+            *slot = Some(*slot).filter(|slot| *slot != 0 && is_open(*slot)).unwrap_or(0);
         }
-        words[0].store(u64::from(interface.index), Release);
+        self.left.retain(|_, slots| slots.iter().flatten().any(|slot| *slot != 0));
+        for (index, left) in &self.left {
+            let here = wanted.entry(*index).or_default();
+            for (slot, left) in here.iter_mut().flatten().zip(left.iter().flatten()) {
+                if *slot == 0 {
+                    *slot = *left;
+                }
+            }
+        }
     }
 
     fn watch_chain(&mut self, table: TableId, watched: Watched) -> Result<(), CannotHere> {
         let key = (table, watched.chain);
         if !self.slots.contains_key(&key) {
-            let Some(number) = self.free_slots.pop() else {
+            let Some((number, is_new)) = self.owners.take(self.memory.owners(), &key) else {
                 self.say_full();
                 return Ok(());
             };
-            let base = self.totals(number);
-            self.slots.insert(key.clone(), Slot { number, list: None, old: vec![], gone: false, base });
+            if is_new {
+                self.memory.begin_at_zero(number);
+                Owners::note(self.memory.owners(), number, &key);
+            }
+            self.slots.insert(key.clone(), Slot { number, list: None, old: vec![], gone: false });
         }
         let wanted = watched.list.zip(watched.places).filter(|(list, places)| places.fits(list));
         let Some(slot) = self.slots.get_mut(&key) else { return Ok(()) };
@@ -191,19 +205,18 @@ impl Witness {
         let mut next = None;
         if let Some((list, places)) = wanted {
             let Some(place) = self.free_places.pop() else {
-                slot.retire(&self.lists_memory);
+                slot.retire(&self.memory);
                 self.say_full();
                 return Ok(());
             };
-            self.generation += 1;
-            let generation = self.generation;
-            let record = places.record(generation, slot.number);
+            let generation = next_generation(self.memory.owners());
+            let record = places.record(&list, generation, slot.number);
             next = Some(Installed { place, generation, list, places });
             write_list(&mut self.loaded, place, &record)?;
         }
-        slot.retire(&self.lists_memory);
+        slot.retire(&self.memory);
         if let Some(next) = next {
-            self.lists_memory.words()[slot.number as usize].store(u64::from(next.place), Release);
+            self.memory.use_list(slot.number, next.place);
             slot.list = Some(next);
         }
         Ok(())
@@ -217,7 +230,7 @@ impl Witness {
 
     fn retire_gone(&mut self) {
         for slot in self.slots.values_mut().filter(|slot| slot.gone) {
-            slot.retire(&self.lists_memory);
+            slot.retire(&self.memory);
         }
     }
 
@@ -226,9 +239,8 @@ impl Witness {
         let mut paths = self.read_paths()?;
         let mut verdicts = Verdicts::new();
         for ((table, name), slot) in &self.slots {
-            let totals = self.totals(slot.number);
-            let [on, nowhere, sheltered, unresolved_on, unresolved_nowhere, vanished] =
-                std::array::from_fn(|part| totals[part].since(slot.base[part]));
+            let totals = self.memory.totals(slot.number);
+            let pair = |at: usize| Counter::new(totals[2 * at], totals[2 * at + 1]);
             let mut lists: Vec<ListCounts> = Vec::new();
             let installed = slot.old.iter().map(|(list, since)| (list, since.elapsed() > THROUGH));
             for (list, closed) in installed.chain(slot.list.iter().map(|list| (list, false))) {
@@ -241,24 +253,30 @@ impl Witness {
             }
             verdicts.entry(*table).or_default().push(ChainVerdicts {
                 chain: name.clone(),
-                established: [on, nowhere],
-                sheltered,
-                unresolved: [unresolved_on, unresolved_nowhere],
-                vanished,
+                established: [0, 1, 2].map(pair),
+                new: [3, 4, 5].map(pair),
+                sheltered: pair(6),
+                unresolved: totals[14],
+                vanished: totals[15],
                 lists,
             });
         }
         Ok(verdicts)
     }
 
+    /// How often each program ran, as far as the kernel keeps statistics.
+    pub(super) fn runs(&self) -> Vec<(&'static str, Runs)> {
+        self.loaded.runs()
+    }
+
     /// Flows that were dropped since the last call, and how many packets of others there were, since the beginning.
     pub(super) fn take_flows(&self) -> Result<(Vec<DeniedFlow>, u64), CannotHere> {
         let records = flows::take(self.loaded.map_fd("FLOWS")?)?;
-        let mut chains: HashMap<u32, &(TableId, ChainName)> = HashMap::new();
+        let mut chains: HashMap<u32, &Key> = HashMap::new();
         let mut lists: HashMap<u32, &Arc<watch::WatchList>> = HashMap::new();
         if !records.is_empty() {
-            for (chain, slot) in &self.slots {
-                chains.insert(slot.number, chain);
+            chains.extend(self.owners.all());
+            for slot in self.slots.values() {
                 let installed = slot.old.iter().map(|(list, _)| list).chain(&slot.list);
                 lists.extend(installed.map(|installed| (installed.generation, &installed.list)));
             }
@@ -268,7 +286,7 @@ impl Witness {
             let list = lists.get(&record.generation).map(|list| Arc::clone(list));
             Some(record.flow(*table, chain, list))
         };
-        Ok((records.into_iter().filter_map(flow).collect(), self.lost_memory.words()[0].load(Relaxed)))
+        Ok((records.into_iter().filter_map(flow).collect(), self.memory.lost()))
     }
 
     /// Forgets lists that were told as closed, and chains that are gone when all of theirs were.
@@ -298,11 +316,11 @@ impl Witness {
             });
             forget(&mut self.loaded, number, generation, keys)?;
         }
-        let free = &mut self.free_slots;
-        self.slots.retain(|_, slot| {
+        let owners = &mut self.owners;
+        self.slots.retain(|key, slot| {
             let done = slot.gone && slot.old.is_empty();
             if done {
-                free.push(slot.number);
+                owners.rest(key.clone());
             }
             !done
         });
@@ -333,26 +351,13 @@ impl Witness {
         }
         Ok(paths)
     }
-
-    /// A slot's totals over all processors.
-    fn totals(&self, slot: u32) -> Totals {
-        let mut totals = Totals::default();
-        for cpu in 0..self.sizes.cpus {
-            let at = TOTALS * (cpu * self.sizes.slots + slot) as usize;
-            let words = &self.totals_memory.words()[at..];
-            for (total, pair) in totals.iter_mut().zip(words.chunks_exact(2)) {
-                *total += Counter::new(pair[0].load(Relaxed), pair[1].load(Relaxed));
-            }
-        }
-        totals
-    }
 }
 
 impl Slot {
     /// Takes the list out of use.
-    fn retire(&mut self, lists: &Mapping) {
+    fn retire(&mut self, memory: &Memory) {
         if let Some(old) = self.list.take() {
-            lists.words()[self.number as usize].store(0, Release);
+            memory.use_list(self.number, 0);
             self.old.push((old, Instant::now()));
         }
     }
@@ -395,4 +400,4 @@ fn roles(endpoint: &Endpoint, direction: Direction, forward: bool) -> &'static [
     }
 }
 
-const _: () = assert!(ROLES == 4);
+const _: () = assert!(FATES == 3);

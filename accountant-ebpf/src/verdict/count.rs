@@ -6,7 +6,10 @@
 use crate::kernel::{Packet, place};
 use crate::{path, roles};
 use accountant_abi::Traffic;
-use accountant_abi::verdict::{DROPPED, Interface, Note, PROBES, PathKey, ROLES, Totals, WENT_ON};
+use accountant_abi::verdict::{
+    ACCEPTED, DENIED, DROPPED, ELSEWHERE, FATES, Interface, Note, Owner, PROBES, PathKey, ROLES, Side,
+    Totals, WENT_ON,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use core::intrinsics::AtomicOrdering::Relaxed;
@@ -26,6 +29,9 @@ static INTERFACES: Array<Interface> = Array::with_max_entries(1, MMAPABLE);
 /// Totals of all slots, processor by processor.
 #[map]
 static TOTALS: Array<Totals> = Array::with_max_entries(1, MMAPABLE);
+/// Whose each slot is: for the agent alone.
+#[map]
+static OWNERS: Array<Owner> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 static PATHS: HashMap<PathKey, Traffic> = HashMap::with_max_entries(1, NO_PREALLOC);
 
@@ -69,67 +75,123 @@ fn slot(interface: u32, role: u32, version: u32) -> u32 {
     0
 }
 
-/// The chain that dropped a packet, and how.
+/// What dropped a packet.
 pub(crate) struct Dropped {
+    /// The chain that did, or that of the endpoint.
     pub(crate) slot: u32,
     /// Zero if the path is not known.
     pub(crate) generation: u32,
     pub(crate) moved: u64,
+    /// Whether it was no endpoint's chain.
+    pub(crate) elsewhere: bool,
 }
 
-/// Counts a packet that was noted. Returns where a new one ended, if it did.
+/// What a chain did with a packet that was dropped: nothing, because there is none, the packet did not come to it, or it was
+/// accepted there.
+const NOTHING: u32 = 0;
+/// The packet ended there.
+const END: u32 = 1;
+/// Nobody knows.
+const UNKNOWN: u32 = 2;
+
 #[inline(always)]
-pub(crate) fn settle(cpu: u32, offset: u64, note: &Note, verdict: u32) -> Option<Dropped> {
+fn did(side: &Side) -> u32 {
+    let moved = path::taken(&side.moved);
+    if side.slot == 0 {
+        NOTHING
+    } else if path::taken(&side.known) == 0 {
+        UNKNOWN
+    } else if moved == 0 || path::is_accepted(side, moved) {
+        NOTHING
+    } else {
+        END
+    }
+}
+
+/// Counts a packet that was noted. Returns what dropped a new one, if it was dropped.
+#[inline(always)]
+pub(crate) fn settle(cpu: u32, offset: u64, note: &mut Note, verdict: u32) -> Option<Dropped> {
     let way = Way { from: note.sides[0].slot, to: note.sides[1].slot };
     if note.established != 0 || note.turn != note.own_turn {
-        by_verdict(cpu, &way, note.established != 0, verdict, note.length);
+        let fate = &mut note.sides[0].did;
+        path::put(fate, if verdict == DROPPED { DENIED as u32 } else { ACCEPTED as u32 });
+        // A chain that spares them did not drop it.
+        if verdict == DROPPED && note.established != 0 && path::spares_established(&note.sides) {
+            path::put(&mut note.sides[0].did, ELSEWHERE as u32);
+        }
+        let fate = path::taken(&note.sides[0].did);
+        count_without_path(cpu, &way, note.established != 0, fate, note.length);
         return None;
     }
-    let to = path::moved(&note.sides[1], offset);
+    let [from, to] = &mut note.sides;
+    path::look_again(to, offset);
+    path::look_again(from, offset);
     // What the other endpoint's chain saw, this one let go on.
-    let from_verdict = if to.is_some_and(|mask| mask != 0) { WENT_ON } else { verdict };
-    let from = path::moved(&note.sides[0], offset);
-    by_path(cpu, way.from, note.sides[0].generation, from, from_verdict, note.length);
-    by_path(cpu, way.to, note.sides[1].generation, to, verdict, note.length);
-    // What came into the later chain ended there; else in the earlier one, if there is one.
-    let (side, moved) =
-        if from_verdict != verdict || way.from == 0 { (&note.sides[1], to) } else { (&note.sides[0], from) };
-    let generation = if moved.is_some() { side.generation } else { 0 };
-    let dropped = Dropped { slot: side.slot, generation, moved: moved.unwrap_or(0) };
-    (verdict == DROPPED).then_some(dropped)
+    let came_to = path::taken(&to.moved) != 0;
+    by_path(cpu, from, if came_to { WENT_ON } else { verdict }, note.length);
+    by_path(cpu, to, verdict, note.length);
+    if verdict != DROPPED {
+        count(cpu, way.from, ACCEPTED as u32, note.length);
+        count(cpu, way.to, ACCEPTED as u32, note.length);
+        return None;
+    }
+    let from_did = if path::taken(&to.moved) != 0 { NOTHING } else { did(from) };
+    path::put(&mut from.did, from_did);
+    let to_did = did(to);
+    path::put(&mut to.did, to_did);
+    let (from_did, to_did) = (path::taken(&from.did), path::taken(&to.did));
+    let elsewhere = from_did | to_did == NOTHING;
+    let fate = if elsewhere { ELSEWHERE as u32 } else { DENIED as u32 };
+    count(cpu, way.to, fate, note.length);
+    count(cpu, way.from, if to_did == END { ACCEPTED as u32 } else { fate }, note.length);
+    let is_to = to_did == END || (from_did != END && way.to != 0);
+    let side = if is_to { to } else { from };
+    let is_known = side.known != 0 && (elsewhere || side.did == END);
+    let generation = if is_known { side.generation } else { 0 };
+    Some(Dropped { slot: side.slot, generation, moved: side.moved, elsewhere })
 }
 
 #[inline(always)]
-fn by_path(cpu: u32, slot: u32, generation: u32, moved: Option<u64>, verdict: u32, length: u32) {
-    if slot == 0 {
+fn by_path(cpu: u32, side: &Side, verdict: u32, length: u32) {
+    if side.slot == 0 {
         return;
     }
-    let Some(moved) = moved else { return unresolved(cpu, slot, verdict, length) };
+    if path::taken(&side.known) == 0 {
+        return unresolved(cpu, side.slot);
+    }
+    let (moved, slot, generation) = (path::taken(&side.moved), side.slot, side.generation);
     let key = PathKey { moved, slot, generation, cpu, verdict };
     if let Some(traffic) = PATHS.get_ptr_mut(&key) {
         add(traffic, length);
     } else if PATHS.insert(&key, &Traffic { packets: 1, bytes: u64::from(length) }, NEW).is_err() {
-        unresolved(cpu, slot, verdict, length);
+        unresolved(cpu, slot);
     }
 }
 
-/// Counts a packet whose path is of no interest, or not known.
+/// Counts a packet that went on and whose path is of no interest, or not known.
 #[inline(always)]
-pub(crate) fn by_verdict(cpu: u32, way: &Way, established: bool, verdict: u32, length: u32) {
+pub(crate) fn went_on(cpu: u32, way: &Way, established: bool, length: u32) {
+    count_without_path(cpu, way, established, ACCEPTED as u32, length);
+}
+
+#[inline(always)]
+fn count_without_path(cpu: u32, way: &Way, established: bool, fate: u32, length: u32) {
     if !established {
-        unresolved(cpu, way.from, verdict, length);
-        unresolved(cpu, way.to, verdict, length);
+        for slot in [way.from, way.to] {
+            count(cpu, slot, fate, length);
+            unresolved(cpu, slot);
+        }
         return;
     }
     if let Some(totals) = totals(cpu, way.from) {
         // SAFETY: a value of the map.
-        add(unsafe { &raw mut (*totals).established[(verdict & 1) as usize] }, length);
+        add(unsafe { of(&raw mut (*totals).established, fate) }, length);
     }
     if let Some(totals) = totals(cpu, way.to) {
         // SAFETY: the same.
         unsafe {
-            add(&raw mut (*totals).established[(verdict & 1) as usize], length);
-            if way.from != 0 && verdict != DROPPED {
+            add(of(&raw mut (*totals).established, fate), length);
+            if way.from != 0 && fate == ACCEPTED as u32 {
                 add(&raw mut (*totals).sheltered, length);
             }
         }
@@ -137,10 +199,29 @@ pub(crate) fn by_verdict(cpu: u32, way: &Way, established: bool, verdict: u32, l
 }
 
 #[inline(always)]
-fn unresolved(cpu: u32, slot: u32, verdict: u32, length: u32) {
+fn count(cpu: u32, slot: u32, fate: u32, length: u32) {
     if let Some(totals) = totals(cpu, slot) {
         // SAFETY: a value of the map.
-        add(unsafe { &raw mut (*totals).unresolved[(verdict & 1) as usize] }, length);
+        add(unsafe { of(&raw mut (*totals).new, fate) }, length);
+    }
+}
+
+/// The counter of what became of a packet.
+///
+/// # Safety
+/// The counters have to be there.
+#[inline(always)]
+unsafe fn of(counters: *mut [Traffic; FATES], fate: u32) -> *mut Traffic {
+    let fate = if fate < FATES as u32 { fate } else { DENIED as u32 };
+    // SAFETY: as the caller says, and within them.
+    unsafe { counters.cast::<Traffic>().add(fate as usize) }
+}
+
+#[inline(always)]
+fn unresolved(cpu: u32, slot: u32) {
+    if let Some(totals) = totals(cpu, slot) {
+        // SAFETY: a value of the map.
+        increase(unsafe { &raw mut (*totals).unresolved }, 1);
     }
 }
 
@@ -150,7 +231,7 @@ pub(crate) fn vanished(cpu: u32, note: &Note) {
     for side in &note.sides {
         if let Some(totals) = totals(cpu, side.slot) {
             // SAFETY: a value of the map.
-            add(unsafe { &raw mut (*totals).vanished }, note.length);
+            increase(unsafe { &raw mut (*totals).vanished }, 1);
         }
     }
 }

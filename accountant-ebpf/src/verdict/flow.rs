@@ -1,4 +1,4 @@
-//! Flows that endpoints' chains dropped: who wanted to talk to whom, and by which rules that was not to be.
+//! Flows that were dropped in the packet filter: who wanted to talk to whom, and by which rules that was not to be.
 //!
 //! Invariant: bounded. What there is no room for is counted ([`LOST`]).
 
@@ -25,7 +25,7 @@ static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, NO_PREALLOC)
 #[map]
 static LOST: Array<u64> = Array::with_max_entries(1, MMAPABLE);
 
-/// Notes a packet that a chain dropped.
+/// Notes a packet that was dropped.
 #[inline(always)]
 pub(crate) fn note(skb: *const u8, dropped: &Dropped, length: u32) {
     // SAFETY: the packet is the tracepoint's, and the fields are where the kernel says.
@@ -42,6 +42,7 @@ pub(crate) fn note(skb: *const u8, dropped: &Dropped, length: u32) {
         ports: 0,
         protocol: 0,
         version: 0,
+        elsewhere: u8::from(dropped.elsewhere),
         padding: 0,
     };
     let first = load(header);

@@ -43,9 +43,30 @@ pub(crate) fn look(side: &mut Side, offset: u64) {
     side.length = rule as u32;
 }
 
-/// The rules that moved since.
+/// Notes the rules that moved since, if that is known.
 #[inline(always)]
-pub(crate) fn moved(side: &Side, offset: u64) -> Option<u64> {
+pub(crate) fn look_again(side: &mut Side, offset: u64) {
+    let moved = moved(side, offset);
+    put(&mut side.known, u32::from(moved.is_some()));
+    put(&mut side.moved, moved.unwrap_or(0));
+}
+
+/// Puts a number where the verifier forgets how it came about: what follows is looked at once, and not for each way to it.
+#[inline(always)]
+pub(crate) fn put<T>(place: &mut T, value: T) {
+    // SAFETY: a reference.
+    unsafe { core::ptr::write_volatile(place, value) };
+}
+
+/// Takes it from there.
+#[inline(always)]
+pub(crate) fn taken<T: Copy>(place: &T) -> T {
+    // SAFETY: a reference.
+    unsafe { core::ptr::read_volatile(place) }
+}
+
+#[inline(always)]
+fn moved(side: &Side, offset: u64) -> Option<u64> {
     let list = WATCH.get(side.list)?;
     if side.list == 0
         || list.generation != side.generation
@@ -72,6 +93,29 @@ pub(crate) fn moved(side: &Side, offset: u64) -> Option<u64> {
     }
     let is_same = list.generation == side.generation && index == side.length as usize;
     (wrong == 0 && is_same).then_some(mask)
+}
+
+/// Whether the chain accepted a packet that hit these rules of its list.
+#[inline(always)]
+pub(crate) fn is_accepted(side: &Side, moved: u64) -> bool {
+    let Some(list) = WATCH.get(side.list) else { return false };
+    moved & list.accepting != 0 || (moved != 0 && moved & !list.accepting_alone == 0)
+}
+
+/// Whether no chain that a packet of an answered connection came to can have dropped it.
+#[inline(always)]
+pub(crate) fn spares_established(sides: &[Side; 2]) -> bool {
+    spares(sides[0].slot) && spares(sides[1].slot)
+}
+
+#[inline(always)]
+fn spares(slot: u32) -> bool {
+    if slot == 0 {
+        return true;
+    }
+    let Some(&place) = LISTS.get(slot) else { return false };
+    let Some(list) = WATCH.get(place) else { return false };
+    place != 0 && list.spares_established != 0 && is_current(list, slot) && is_in_use(list)
 }
 
 /// Whether the list is one, and of this slot.

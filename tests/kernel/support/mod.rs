@@ -1,6 +1,7 @@
 //! The agent under test, in a namespace of its own, and what it says.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses its part")]
 
+pub mod bpffs;
 pub mod container;
 pub mod lab;
 pub mod streams;

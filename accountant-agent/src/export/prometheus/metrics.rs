@@ -8,8 +8,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// A counter of calico-accountant's. Its name does not end in `_total`, so in OpenMetrics, where a counter's must, it
-    /// has no type.
+    /// A counter whose name others have and does not end in `_total`, so in OpenMetrics, where a counter's must, it has no
+    /// type.
     OldCounter,
 }
 
@@ -98,7 +98,7 @@ metrics! {
     "endpoint":
     ENDPOINT_PACKETS Counter "calico_accountant_endpoint_packets_total" in "packets"
         ["namespace" "pod" "direction" "ip_version" "state" "verdict"]
-        "Packets to (ingress) or from (egress) the endpoint that the programs in the kernel saw: of established and related connections, or new (all others); accepted packets went on beyond its chain."
+        "Packets to (ingress) or from (egress) the endpoint that the programs in the kernel saw: of established and related connections, or new (all others); accepted packets went on beyond its chain, dropped_elsewhere were dropped where filter rules are and not by an endpoint's chain: by a rule that is not Calico's, or by Calico's default for packets to the host."
         "without programs in the kernel (`accountant check` says why)"
     ENDPOINT_BYTES Counter "calico_accountant_endpoint_bytes_total" in "bytes"
         ["namespace" "pod" "direction" "ip_version" "state" "verdict"]
@@ -281,6 +281,18 @@ metrics! {
     KERNEL_PACKETS Counter "calico_accountant_kernel_packets_total" in "packets"
         ["result"]
         "Packets that the programs in the kernel saw, once for each endpoint's chain: of established connections; others by their path through the rules, or (rules being rewritten, too many of them) by verdict alone; lost ones were neither seen to go on nor dropped."
+        "without programs in the kernel"
+    BPF_RUN_COUNT OldCounter "calico_accountant_bpf_program_run_count" in "runs"
+        ["program"]
+        "How often a program in the packets' path ran (`before` and `after` the filter rules, `dropped`), as the kernel's statistics of programs have it."
+        "until the kernel keeps statistics (`kernel.bpf_stats_enabled`, or `--kernel-program-statistics`), and without programs"
+    BPF_RUN_SECONDS OldCounter "calico_accountant_bpf_program_run_seconds" in "seconds"
+        ["program"]
+        "How long these runs took, the kernel's two looks at the clock for each included."
+        "where the runs are absent"
+    BPF_EVENTS_LOST Counter "calico_accountant_bpf_events_lost_total" in "events"
+        ["kind"]
+        "What programs in the kernel had to tell and found no room for: packets of denied flows that are in none of those told (`denied_flow`)."
         "without programs in the kernel"
     DATASTORE_IN_SYNC Gauge "calico_accountant_datastore_in_sync" in "0 or 1"
         ["kind"]

@@ -267,6 +267,19 @@ fn kernel_families(text: &mut Text<'_>, kernel: &KernelStatus) {
     for (result, packets) in &kernel.packets {
         text.sample(metrics::KERNEL_PACKETS.name, &render_labels([("result", *result)]), *packets);
     }
+    text.family(&metrics::BPF_RUN_COUNT);
+    for (program, count, _) in &kernel.runs {
+        text.sample(metrics::BPF_RUN_COUNT.name, &render_labels([("program", *program)]), *count);
+    }
+    text.family(&metrics::BPF_RUN_SECONDS);
+    for (program, _, time) in &kernel.runs {
+        let labels = render_labels([("program", *program)]);
+        text.sample_f64(metrics::BPF_RUN_SECONDS.name, &labels, time.as_secs_f64());
+    }
+    text.family(&metrics::BPF_EVENTS_LOST);
+    for (kind, events) in &kernel.lost {
+        text.sample(metrics::BPF_EVENTS_LOST.name, &render_labels([("kind", *kind)]), *events);
+    }
 }
 
 fn datastore_families(text: &mut Text<'_>, published: &Published) {

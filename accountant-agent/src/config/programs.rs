@@ -1,0 +1,60 @@
+//! Programs in the kernel: whether there are any, and where they outlive the agent.
+
+use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+
+/// Programs in the kernel.
+#[derive(Clone, Debug, Args)]
+pub struct ProgramArgs {
+    /// Let programs in the kernel see which policy decides on each packet: if that is possible here (auto), in any case
+    /// (on: where it is not, the agent is not ready), or not: then those that an agent left are detached.
+    #[arg(long = "kernel-programs", env = "ACCOUNTANT_KERNEL_PROGRAMS", value_name = "MODE", value_enum, default_value_t = KernelPrograms::Auto)]
+    pub mode: KernelPrograms,
+    /// Have the kernel keep statistics of programs, of all that there are on the node, while the agent runs: how often they
+    /// run, and how long. Each run costs two looks at the clock more, and it wants CAP_SYS_ADMIN.
+    #[arg(long, env = "ACCOUNTANT_KERNEL_PROGRAM_STATISTICS", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
+    pub kernel_program_statistics: bool,
+    /// Where they outlive the agent.
+    #[command(flatten)]
+    pub pins: PinArgs,
+}
+
+/// Where programs in the kernel outlive the agent.
+#[derive(Clone, Debug, Args)]
+pub struct PinArgs {
+    /// Folder in a BPF file system in which the programs in the kernel stay attached, with what they count, while the agent
+    /// is restarted; empty to have them go with the agent.
+    #[arg(
+        long,
+        env = "ACCOUNTANT_KERNEL_PINS",
+        value_name = "FOLDER",
+        default_value = "/sys/fs/bpf/packet-accountant"
+    )]
+    pub kernel_pins: PathBuf,
+}
+
+impl PinArgs {
+    /// The folder, if there is to be one.
+    pub fn folder(&self) -> Option<&Path> {
+        Some(&*self.kernel_pins).filter(|folder| !folder.as_os_str().is_empty())
+    }
+}
+
+/// Whether there are programs in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KernelPrograms {
+    /// If that is possible.
+    Auto,
+    /// In any case.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// Where they are.
+    #[command(flatten)]
+    pub pins: PinArgs,
+}

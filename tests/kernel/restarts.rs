@@ -1,0 +1,357 @@
+//! The agent is killed with SIGKILL and started again, again and again, while traffic passes: in the end nothing that was
+//! counted is lost, and nothing is counted twice.
+//!
+//! What the programs in the kernel count goes on in their maps: it never falls, and is exact without a rest. What rules count
+//! is in the rules; it is never more than was sent, and exact once traffic rests. (While it does not, a new agent does not
+//! believe all that it finds: README.) Programs stay attached until somebody wants them gone.
+//!
+//! `ACCOUNTANT_RESTARTS` says how often.
+
+mod support;
+
+use accountant_core::Counter;
+use accountant_lab::books::{counted, counted_bytes, differences, expected, expected_bytes};
+use accountant_lab::felix::Backend;
+use accountant_lab::policy::{Packet, Protocol, Rule, Truth};
+use accountant_lab::traffic::{Flood, QUESTION, UdpEcho, Until, udp, udp_length};
+use accountant_lab::{Agent, Scenario};
+use std::net::{IpAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+use support::bpffs::BpfFilesystem;
+use support::lab::{Lab, dialect, prepend, v4};
+use support::streams::{ALLOWED, DENIED_LAST, NOBODYS, SIZE, Stream, shop};
+use support::{Lacks, Scrape, Series, lacks, run, scrape, wait_until};
+
+/// How often the agent is killed where nothing else is said.
+const RESTARTS: usize = 8;
+/// Packets a second of each flood.
+const RATE: u32 = 1000;
+/// One packet in so many is denied.
+const EVERY: u64 = 50;
+/// Flows of which the first packet is new and all others are established.
+const ANSWERED: u16 = 5001;
+const QUESTIONS: u64 = 20;
+/// Below the ports that the kernel chooses.
+const FIRST_PORT: u16 = 10_000;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn restarts() -> usize {
+    let given = std::env::var("ACCOUNTANT_RESTARTS").ok();
+    given.map_or(RESTARTS, |text| text.parse().expect("a number of restarts"))
+}
+
+/// A lab, and a folder for what outlives its agents.
+struct Place {
+    lab: Lab,
+    scenario: Scenario,
+    bpffs: BpfFilesystem,
+}
+
+impl Place {
+    fn new(backend: Backend) -> Self {
+        let mut scenario = shop();
+        prepend(&mut scenario, ("shop", "web"), Rule::allow().udp(&[ANSWERED]));
+        let lab = Lab::new(&scenario);
+        lab.node.felix(dialect(backend)).apply(&scenario.model).unwrap();
+        Self { lab, scenario, bpffs: BpfFilesystem::new() }
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.bpffs.pins()
+    }
+
+    /// Starts the agent and waits until it is ready.
+    fn agent(&self) -> Agent {
+        let mut agent = self.spawn();
+        wait_until("the agent is ready", || agent.get("/readyz").is_ok_and(|answer| answer.status == 200));
+        assert!(!agent.has_ended());
+        agent
+    }
+
+    /// Starts it without waiting until it is ready.
+    fn spawn(&self) -> Agent {
+        let pins = self.pins().display().to_string();
+        let lock = self.lab.node.host().lock_file().display().to_string();
+        self.lab.spawn(&[
+            "--kernel-pins",
+            &pins,
+            "--max-age",
+            "0s",
+            "--poll-interval",
+            "1s",
+            "--xtables-lock-file",
+            &lock,
+            "--kernel-program-statistics=true",
+        ])
+    }
+
+    fn detach(&self) -> (String, String, i32) {
+        run(self.lab.node.host(), &["detach", "--kernel-pins", self.pins().to_str().unwrap()])
+    }
+
+    /// The folder of this node's network namespace, and what is in it.
+    fn left(&self) -> (PathBuf, Vec<String>) {
+        let namespace = names(&self.pins());
+        let folder = self.pins().join(namespace.first().cloned().unwrap_or_default());
+        let left = if namespace.is_empty() { Vec::new() } else { names(&folder) };
+        (folder, left)
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+fn is_attached(agent: &Agent) -> bool {
+    scrape(agent).sum("calico_accountant_kernel_programs_attached", &[]) > 0.0
+}
+
+/// What goes on over restarts, packets and bytes: all traffic of endpoints.
+fn goes_on(scrape: &Scrape) -> Scrape {
+    let is_of_endpoint = |series: &Series| {
+        series.0.starts_with("calico_accountant_endpoint_packets")
+            || series.0.starts_with("calico_accountant_endpoint_bytes")
+    };
+    let mut kept = Scrape { types: scrape.types.clone(), ..Scrape::default() };
+    let series = scrape.series.iter().filter(|(series, _)| is_of_endpoint(series));
+    kept.series.extend(series.map(|(series, value)| (series.clone(), *value)));
+    kept
+}
+
+/// What the policies of the web accepted and denied is no more than was sent to it by now.
+fn is_not_too_much(scrape: &Scrape, streams: &[Stream; 3], flows: &AtomicU64) {
+    let [allowed, also_allowed, denied] = streams;
+    let allowed = allowed.most() + also_allowed.most() + flows.load(Ordering::Relaxed);
+    for (action, most) in [("allow", allowed), ("deny", denied.most())] {
+        let labels = [("pod", "web"), ("direction", "ingress"), ("tier", "default"), ("action", action)];
+        let packets = scrape.sum("calico_accountant_policy_packets_total", &labels);
+        assert!(packets <= most as f64, "{packets} of {most} {action}");
+    }
+}
+
+/// Asks and is answered until it is over, and counts the flows before they begin; says how many questions there were.
+fn ask(place: &Place, over: &AtomicBool, flows: &AtomicU64) -> u64 {
+    let web = v4(&place.lab.node, "shop", "web");
+    let client = &place.lab.node.pod("default", "client").unwrap().netns;
+    let ask = || {
+        let mut asked = 0;
+        while !over.load(Ordering::Relaxed) {
+            // A port that had an answer before is of an established flow.
+            let port = FIRST_PORT + u16::try_from(flows.fetch_add(1, Ordering::Relaxed)).unwrap();
+            let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            for _ in 0..QUESTIONS {
+                socket.send_to(QUESTION, (web, ANSWERED)).unwrap();
+                socket.recv(&mut [0; 16]).unwrap();
+                asked += 1;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        asked
+    };
+    client.enter(ask).unwrap()
+}
+
+fn start_streams(place: &Place) -> [Stream; 3] {
+    let node = &place.lab.node;
+    let web = v4(node, "shop", "web");
+    let stream = |from: (&str, &str), port, other: Option<u16>| {
+        let other = other.map(|port| (port, EVERY));
+        let flood =
+            Flood { rate: Some(RATE), other, size: SIZE, until: Until::Stopped, ..Flood::new(web, port) };
+        Stream::start(&node.pod(from.0, from.1).unwrap().netns, (v4(node, from.0, from.1), web), flood)
+    };
+    [
+        stream(("default", "client"), ALLOWED, Some(NOBODYS)),
+        stream(("shop", "db"), ALLOWED, None),
+        stream(("default", "client"), DENIED_LAST, None),
+    ]
+}
+
+/// Ends what looks at it, also where a test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn killed_again_and_again(backend: Backend) {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let sees_packets = !lacks(Lacks::Programs);
+    let place = Place::new(backend);
+    let web = v4(&place.lab.node, "shop", "web");
+    let _echo = UdpEcho::new(&place.lab.node.pod("shop", "web").unwrap().netns, web, ANSWERED).unwrap();
+    let mut agent = place.agent();
+    if sees_packets {
+        wait_until("programs are attached", || is_attached(&agent));
+    }
+    let streams = start_streams(&place);
+    let (over, flows) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (agent, asked) = thread::scope(|scope| {
+        let asking = scope.spawn(|| ask(&place, &over, &flows));
+        let end = Ends(&over);
+        let mut last = goes_on(&scrape(&agent));
+        for number in 0..restarts() {
+            // Dropping it kills it, now a bit later and now a bit earlier after its start.
+            thread::sleep(Duration::from_millis(number as u64 * 13 % 50));
+            drop(agent);
+            agent = place.agent();
+            let now = scrape(&agent);
+            is_not_too_much(&now, &streams, &flows);
+            goes_on(&now).assert_not_below(&last);
+            last = goes_on(&now);
+        }
+        drop(end);
+        (agent, asking.join().unwrap())
+    });
+    let flows = flows.into_inner();
+    let mut truth = Truth::default();
+    let mut sent = 0;
+    for stream in streams {
+        sent += stream.stop(&place.scenario, &mut truth);
+    }
+    book(&place.scenario, &mut truth, v4(&place.lab.node, "default", "client"), web, flows);
+    let accounts = agent.settled().unwrap();
+    assert_eq!(differences(&expected(&truth), &counted(&accounts)), [""; 0], "{backend:?}");
+    assert_eq!(expected_bytes(&truth), counted_bytes(&accounts), "{backend:?}");
+    if sees_packets {
+        programs_saw_all(&agent, sent + flows, asked - flows, asked);
+    }
+    println!("{backend:?}: {sent} packets and {asked} questions while it was killed {} times", restarts());
+}
+
+fn book(scenario: &Scenario, truth: &mut Truth, source: IpAddr, destination: IpAddr, flows: u64) {
+    let packet = Packet { source, destination, protocol: Protocol::Udp, port: ANSWERED };
+    let length = udp_length(destination, QUESTION.len());
+    truth.book(&scenario.model, &packet, Counter::new(flows, flows * length));
+}
+
+/// All packets to the web are in its totals: new ones, and established ones in both directions.
+fn programs_saw_all(agent: &Agent, new: u64, established: u64, answers: u64) {
+    let scrape = scrape(agent);
+    let seen = |direction: &str, state: &str| {
+        let labels = [("pod", "web"), ("direction", direction), ("state", state)];
+        scrape.sum("calico_accountant_endpoint_packets_total", &labels) as u64
+    };
+    assert_eq!(seen("ingress", "new"), new);
+    assert_eq!(seen("ingress", "established"), established);
+    assert_eq!(seen("egress", "established"), answers);
+    let lost = [("result", "lost")];
+    assert_eq!(scrape.sum("calico_accountant_kernel_packets_total", &lost), 0.0);
+}
+
+#[test]
+fn legacy() {
+    killed_again_and_again(Backend::Legacy);
+}
+
+#[test]
+fn iptables_nft() {
+    killed_again_and_again(Backend::IptablesNft);
+}
+
+#[test]
+fn native_nftables() {
+    killed_again_and_again(Backend::Nft);
+}
+
+/// New packets to the web, as the programs saw them.
+fn new_to_web(agent: &Agent) -> u64 {
+    let labels = [("pod", "web"), ("direction", "ingress"), ("state", "new")];
+    scrape(agent).sum("calico_accountant_endpoint_packets_total", &labels) as u64
+}
+
+/// The kernel's statistics have each packet at least, before and after the filter rules.
+fn each_run_is_counted(agent: &Agent, packets: u64) {
+    let scrape = scrape(agent);
+    for program in ["before", "after"] {
+        let sum = |name: &str| scrape.sum(name, &[("program", program)]);
+        let (runs, seconds) = (
+            sum("calico_accountant_bpf_program_run_count"),
+            sum("calico_accountant_bpf_program_run_seconds"),
+        );
+        assert!(runs >= packets as f64, "{program}: {runs} runs for {packets} packets");
+        assert!(seconds > 0.0 && seconds < runs, "{program}: {seconds} s for {runs} runs");
+    }
+    let lost = (
+        "calico_accountant_bpf_events_lost_total".to_string(),
+        [("kind".into(), "denied_flow".into())].into(),
+    );
+    assert_eq!(scrape.series.get(&lost), Some(&0.0));
+}
+
+#[test]
+fn what_stays_is_used_replaced_and_detached() {
+    if lacks(Lacks::Programs) {
+        return;
+    }
+    let place = Place::new(Backend::Nft);
+    let node = &place.lab.node;
+    let client = &node.pod("default", "client").unwrap().netns;
+    let send = |packets| udp(client, v4(node, "shop", "web"), ALLOWED, 1, packets, SIZE).unwrap();
+
+    // While no agent runs, too.
+    let agent = place.agent();
+    wait_until("programs are attached", || is_attached(&agent));
+    send(3);
+    each_run_is_counted(&agent, 3);
+    drop(agent);
+    send(4);
+    let agent = place.agent();
+    assert_eq!(new_to_web(&agent), 7);
+    assert!(agent.log().contains("the programs of an earlier agent go on counting"), "{}", agent.log());
+
+    // Whoever wants to detach what is in use is told, and another agent takes over when the first one ends.
+    let (_, error, code) = place.detach();
+    assert!(code != 0 && error.contains("another agent has its programs"), "{code} {error}");
+    assert_eq!(new_to_web(&agent), 7);
+    let next = place.spawn();
+    wait_until("the next agent has seen the first one", || next.log().contains("these wait for its end"));
+    drop(agent);
+    wait_until("the next agent serves", || next.get("/readyz").is_ok_and(|answer| answer.status == 200));
+    wait_until("its programs are attached", || is_attached(&next));
+    send(1);
+    assert_eq!(new_to_web(&next), 8);
+    drop(next);
+
+    // What another version left is replaced, and that is said.
+    let (folder, left) = place.left();
+    assert_eq!(left.len(), 1, "{left:?}");
+    let old = folder.join("abi-0-slots-1024-cpus-2");
+    std::fs::rename(folder.join(&left[0]), &old).unwrap();
+    let agent = place.agent();
+    assert!(agent.log().contains("abi-0-slots-1024-cpus-2"), "{}", agent.log());
+    assert!(agent.log().contains("its counts are given up"), "{}", agent.log());
+    assert_eq!(place.left().1, left);
+    send(5);
+    assert_eq!(new_to_web(&agent), 5);
+    drop(agent);
+
+    // Programs of another version of the agent that keep the same books are replaced, and the books go on.
+    let maps = folder.join(&left[0]);
+    let links = names(&maps).into_iter().find(|name| name.starts_with("links-")).unwrap();
+    std::fs::rename(maps.join(links), maps.join("links-0000000000000000")).unwrap();
+    let agent = place.agent();
+    assert!(agent.log().contains("programs of an earlier agent are replaced"), "{}", agent.log());
+    send(6);
+    assert_eq!(new_to_web(&agent), 11);
+    drop(agent);
+
+    let (said, error, code) = place.detach();
+    assert!(code == 0 && said.contains("detached"), "{code} {said} {error}");
+    assert!(!place.pins().exists());
+    let (said, _, code) = place.detach();
+    assert!(code == 0 && said.contains("no agent left programs"), "{code} {said}");
+    let agent = place.agent();
+    wait_until("programs are attached", || is_attached(&agent));
+    assert_eq!(new_to_web(&agent), 0);
+}
