@@ -8,6 +8,7 @@
 //! * [`bare`]: the system calls that a reading needs at least, and nothing else;
 //! * [`polls`]: the sources of `accountant-dataplane` beside those and beside the tools;
 //! * [`in_place`]: polls that read counters in place, and what watching rewrites costs others;
+//! * [`programs`]: programs in the packets' path, beside one that does nothing;
 //! * [`scrapes`]: rendering and compressing what is exported;
 //! * [`agent`]: memory and processor time of the real binary.
 
@@ -20,6 +21,7 @@ mod in_place;
 mod machine;
 mod markdown;
 mod polls;
+mod programs;
 mod report;
 mod rules;
 mod samples;
@@ -45,7 +47,7 @@ struct Args {
     /// A short run: the smallest set of rules, few repetitions.
     #[arg(long)]
     quick: bool,
-    /// Only measurements whose name contains this, like `iptables-legacy/23500`, `poll`, `scrape` or `agent`; can be
+    /// Only measurements whose name contains this, like `iptables-legacy/23500`, `poll`, `programs`, `scrape` or `agent`; can be
     /// given several times.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -96,6 +98,18 @@ fn measure(args: &Args, report: &mut Report) -> Result<()> {
     };
     for series in series.iter().filter(|series| args.wants(&format!("scrape/{series}"))) {
         scrapes::measure(*series, effort, report)?;
+    }
+    for backend in [BACKENDS[0], BACKENDS[2]] {
+        let name = format!("{backend}/programs");
+        if args.wants(&name) {
+            report.section(
+                &name,
+                &format!("{backend}: programs in the packets' path, over one that does nothing"),
+            );
+            for watched in programs::WATCHED {
+                programs::measure(backend, watched, effort, report)?;
+            }
+        }
     }
     for size in sizes {
         measure_size(args, *size, effort, report)?;
