@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 }
 
 /// Values that people choose. Each is one row of `--set` arguments.
-const MATRIX: [&str; 11] = [
+const MATRIX: [&str; 12] = [
     "",
     "datastore.type=etcdv3,datastore.etcd.endpoints=https://a:2379,datastore.etcd.certificatesSecret=calico-etcd-secrets",
     "datastore.type=manifests,datastore.manifests.configMap=names,capabilities={NET_ADMIN}",
@@ -68,6 +68,7 @@ const MATRIX: [&str; 11] = [
     "serviceAccount.create=false,serviceAccount.name=own,rbac.create=false,priorityClassName=,extraArgs={--max-age,2s}",
     "web.configSecret=accountant-web,web.scrape.scheme=https,podMonitor.enabled=true,serviceMonitor.enabled=true",
     "bpfPins=,calicoRun=/run/calico",
+    "keepPrograms=true",
 ];
 
 fn set(row: &str) -> Vec<&str> {
@@ -108,10 +109,19 @@ fn helm_finds_nothing_wrong(tools: &Tools) {
     let text = template(&tools.platform, &[]).unwrap();
     assert!(text.contains("mountPath: /sys/fs/bpf\n          readOnly: true\n"), "{text}");
     assert!(!template(&tools.platform, &set(MATRIX[10])).unwrap().contains("/sys/fs/bpf"));
+    // What outlives the agent has a folder of its own.
+    assert!(!text.contains("kernel-pins"), "{text}");
+    let text = template(&tools.platform, &set(MATRIX[11])).unwrap();
+    assert!(text.contains("mountPath: /sys/fs/bpf\n          readOnly: true\n"), "{text}");
+    assert!(text.contains("mountPath: /sys/fs/bpf/packet-accountant\n"), "{text}");
+    assert!(
+        text.contains("path: /sys/fs/bpf/packet-accountant\n          type: DirectoryOrCreate\n"),
+        "{text}"
+    );
 }
 
 /// Values of the wrong type, of the wrong name, and that do not fit together; each with a word of the answer.
-const WRONG: [(&str, &str); 11] = [
+const WRONG: [(&str, &str); 12] = [
     ("port=many", "port"),
     ("port=70000", "port"),
     ("image.pullPolicy=Sometimes", "pullPolicy"),
@@ -123,6 +133,7 @@ const WRONG: [(&str, &str); 11] = [
     ("web.configFile=web.yml", "web"),
     ("web.scrape.scheme=ftp", "scheme"),
     ("bpfPins=bpf", "bpfPins"),
+    ("keepPrograms=true,bpfPins=", "bpfPins"),
 ];
 
 fn wrong_values_are_told(tools: &Tools) {

@@ -161,8 +161,12 @@ impl Witness {
 
     /// Keeps the slots of chains whose table was not looked at yet: their packets are counted on.
     fn go_on_with_what_was_left(&mut self, wanted: &mut BTreeMap<u32, Slots>) {
-        let (owners, looked_at) = (&self.owners, &self.looked_at);
-        let is_open = |slot: u32| owners.of(slot).is_some_and(|(table, _)| !looked_at.contains(table));
+        if self.left.is_empty() {
+            return;
+        }
+        let tables: HashMap<u32, TableId> =
+            self.owners.all().map(|(slot, (table, _))| (slot, *table)).collect();
+        let is_open = |slot: u32| tables.get(&slot).is_some_and(|table| !self.looked_at.contains(table));
         for slot in self.left.values_mut().flatten().flatten() {
             *slot = Some(*slot).filter(|slot| *slot != 0 && is_open(*slot)).unwrap_or(0);
         }
