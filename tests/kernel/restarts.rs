@@ -15,6 +15,7 @@ use accountant_lab::felix::Backend;
 use accountant_lab::policy::{Packet, Protocol, Rule, Truth};
 use accountant_lab::traffic::{Flood, QUESTION, UdpEcho, Until, udp, udp_length};
 use accountant_lab::{Agent, Scenario};
+use serde_json::Value;
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -93,6 +94,17 @@ impl Place {
 
     fn detach(&self) -> (String, String, i32) {
         run(self.lab.node.host(), &["detach", "--kernel-pins", self.pins().to_str().unwrap()])
+    }
+
+    /// What `check` says is in the way of a folder's use.
+    fn why_nothing_stays(&self, folder: &Path) -> Option<String> {
+        let folder = folder.to_str().unwrap();
+        let more = ["check", "--json", "--kernel-pins", folder];
+        let (said, error, _) = run(self.lab.node.host(), &[&more[..], &self.lab.arguments()].concat());
+        let said: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said} {error}"));
+        let kept = &said["kernel_programs"]["kept"];
+        assert_eq!(kept["folder"], folder, "{said:#}");
+        kept["reason"].as_str().map(String::from)
     }
 
     /// The folder of this node's network namespace, and what is in it.
@@ -345,6 +357,10 @@ fn what_stays_is_used_replaced_and_detached() {
     send(6);
     assert_eq!(new_to_web(&agent), 11);
     drop(agent);
+
+    assert_eq!(place.why_nothing_stays(&place.pins()), None);
+    let reason = place.why_nothing_stays(place.lab.manifests.path()).unwrap();
+    assert!(reason.contains("mount -t bpf"), "{reason}");
 
     let (said, error, code) = place.detach();
     assert!(code == 0 && said.contains("detached"), "{code} {said} {error}");

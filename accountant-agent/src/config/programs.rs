@@ -28,9 +28,13 @@ pub struct PinArgs {
         long,
         env = "ACCOUNTANT_KERNEL_PINS",
         value_name = "FOLDER",
-        default_value = "/sys/fs/bpf/packet-accountant"
-    )]
+        default_value = "/sys/fs/bpf/packet-accountant", value_parser = any)]
     pub kernel_pins: PathBuf,
+}
+
+/// Also the empty one, which is for none.
+fn any(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(text.into())
 }
 
 impl PinArgs {
@@ -57,4 +61,23 @@ pub struct DetachArgs {
     /// Where they are.
     #[command(flatten)]
     pub pins: PinArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn an_empty_folder_is_none() {
+        let folder = |arguments: &[&str]| {
+            let cli = Cli::parse_from([&["accountant", "detach"], arguments].concat());
+            let Command::Detach(args) = cli.command else { panic!("{cli:?}") };
+            args.pins.folder().map(|folder| folder.display().to_string())
+        };
+        assert_eq!(folder(&["--kernel-pins", ""]), None);
+        assert_eq!(folder(&["--kernel-pins="]), None);
+        assert_eq!(folder(&["--kernel-pins=/a"]).as_deref(), Some("/a"));
+        assert_eq!(folder(&[]).as_deref(), Some("/sys/fs/bpf/packet-accountant"));
+    }
 }

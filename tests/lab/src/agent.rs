@@ -75,8 +75,11 @@ impl Agent {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("{}-{number}.log", namespace.name()));
         let file = File::create(&log).map_err(Error::file("create", &log))?;
+        // Nothing outlives an agent that a test has not asked to: its namespace does not either.
+        let pins = arguments.iter().all(|argument| !argument.starts_with("--kernel-pins"));
         let child = command(namespace, program)?
             .args(["run", "--listen-address", ADDRESS])
+            .args(pins.then_some("--kernel-pins="))
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(file)
