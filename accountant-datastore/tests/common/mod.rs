@@ -25,6 +25,8 @@ pub struct Objects(pub BTreeMap<ObjectKey, Object>);
 /// What a datastore told so far.
 pub struct Names {
     subscription: Subscription,
+    /// What it said of itself before the last of these were taken.
+    status: Status,
     pub objects: Objects,
     pub index: Index,
     /// How often everything was told anew.
@@ -34,11 +36,12 @@ pub struct Names {
 impl Names {
     pub fn of(datastore: impl Datastore) -> Self {
         let subscription = start(datastore);
-        Self { subscription, objects: Objects::default(), index: Index::default(), resets: 0 }
+        let (status, objects, index) = (Status::default(), Objects::default(), Index::default());
+        Self { subscription, status, objects, index, resets: 0 }
     }
 
-    pub fn status(&self) -> Status {
-        self.subscription.status.borrow().clone()
+    pub fn status(&self) -> &Status {
+        &self.status
     }
 
     fn take(&mut self, update: Update) {
@@ -64,7 +67,8 @@ impl Names {
         async move {
             let waiting = async {
                 loop {
-                    // What the status says is true of all that was handed over before.
+                    // What the status says is true of all that was handed over before it: so it is read first.
+                    self.status = self.subscription.status.borrow_and_update().clone();
                     while let Ok(update) = self.subscription.updates.try_recv() {
                         self.take(update);
                     }

@@ -264,7 +264,7 @@ pub async fn the_role_that_we_ship_is_enough_and_less_is_told(binary: PathBuf) {
     less.error("cannot list networkpolicies.networking.k8s.io").await;
     less.until("the rest", |less| less.policy_names() == set(&["n/c"]) && less.pods() == set(&["n/a"])).await;
     assert!(!less.status().in_sync);
-    let errors = less.status().errors;
+    let errors = &less.status().errors;
     assert_eq!(errors.len(), 1, "{errors:?}");
 }
 
