@@ -3,8 +3,8 @@
 //! Three verbs change it (apply, delete, reset); one task owns it. It holds what the datastore told, nothing derived
 //! from rules.
 
-use crate::calico::names::{MAX_IPTABLES, MAX_NFTABLES, policy_prefix, profile_chain};
-use crate::calico::policy::{Generation, PolicyId};
+use crate::calico::names::{MAX_IPTABLES, MAX_NFTABLES, limited, policy_prefix, profile_chain};
+use crate::calico::policy::{Generation, HashedId, PolicyId};
 use crate::id::{Endpoint, EndpointKind, ProfileName, TierName};
 use crate::{ChainName, Direction, Interface};
 use std::collections::{BTreeMap, HashMap};
@@ -48,6 +48,15 @@ pub enum Object {
     Profile(ProfileName),
 }
 
+/// A policy that explains a chain's name.
+#[derive(Debug, PartialEq, Eq)]
+struct Explains {
+    generation: Generation,
+    id: Arc<PolicyId>,
+    /// By its own name alone ([`HashedId::bare`]).
+    bare: bool,
+}
+
 /// What tells objects of one datastore apart: kind, namespace and name as they are there.
 pub type ObjectKey = (Box<str>, Box<str>, Box<str>);
 
@@ -64,7 +73,7 @@ pub struct Index {
     /// Workloads that are gone; their accounts are still shown for a while.
     former: HashMap<Interface, Workload>,
     /// By what stands behind the prefix of a chain's name: both directions have the same there.
-    policies: HashMap<Box<str>, Vec<(Generation, Arc<PolicyId>)>>,
+    policies: HashMap<Box<str>, Vec<Explains>>,
     tiers: HashMap<Arc<PolicyId>, TierName>,
     profiles: HashMap<ChainName, ProfileName>,
     addresses: HashMap<Interface, Vec<IpAddr>>,
@@ -158,12 +167,14 @@ impl Index {
         })
     }
 
-    /// The policy behind a chain whose rules do not name it, if exactly one policy explains the name.
-    pub fn policy(&self, chain: &ChainName, generation: Generation) -> Option<&PolicyId> {
+    /// The policy behind a chain whose rules do not name it, if exactly one policy explains the name. `tier` is the one that
+    /// the chain is called in.
+    pub fn policy(&self, chain: &ChainName, generation: Generation, tier: &TierName) -> Option<PolicyId> {
         let known = self.policies.get(behind_prefix(chain)?)?;
-        let mut fitting = known.iter().filter(|(g, _)| *g == generation).map(|(_, id)| &**id);
+        let mut fitting = known.iter().filter(|explains| explains.generation == generation);
         match (fitting.next(), fitting.next()) {
-            (Some(id), None) => Some(id),
+            (Some(Explains { id, bare: true, .. }), None) => Some(id.spelt_bare(tier)),
+            (Some(Explains { id, bare: false, .. }), None) => Some((**id).clone()),
             _ => None,
         }
     }
@@ -206,10 +217,11 @@ impl Index {
             Object::Policy(id, tier) => {
                 let shared = Arc::new(id.clone());
                 self.tiers.insert(shared.clone(), tier.clone());
-                for (generation, name) in policy_names(id, tier) {
+                for (name, HashedId { generation, bare, .. }) in policy_names(id, tier) {
                     let known = self.policies.entry(name).or_insert_with(|| Vec::with_capacity(1));
-                    if !known.iter().any(|(g, other)| *g == generation && **other == *id) {
-                        known.push((generation, shared.clone()));
+                    let explains = Explains { generation, id: shared.clone(), bare };
+                    if !known.contains(&explains) {
+                        known.push(explains);
                     }
                 }
             }
@@ -243,9 +255,9 @@ impl Index {
             Object::HostEndpoint(_) => {}
             Object::Policy(id, tier) => {
                 self.tiers.remove(id);
-                for (_, name) in policy_names(id, tier) {
+                for (name, _) in policy_names(id, tier) {
                     if let Some(known) = self.policies.get_mut(&name) {
-                        known.retain(|(_, other)| **other != *id);
+                        known.retain(|explains| *explains.id != *id);
                         if known.is_empty() {
                             self.policies.remove(&name);
                         }
@@ -293,11 +305,13 @@ fn thing(object: &Object) -> Thing {
 
 /// What a policy's chains are called behind their prefix: in ingress and egress the same, because both prefixes are of one
 /// length and the hash is of what is behind them.
-fn policy_names(id: &PolicyId, tier: &TierName) -> impl Iterator<Item = (Generation, Box<str>)> {
-    let chains = [MAX_IPTABLES, MAX_NFTABLES].map(|max| id.chains(tier, Direction::Ingress, max));
-    let name =
-        |(generation, chain): (Generation, ChainName)| Some((generation, behind_prefix(&chain)?.into()));
-    chains.into_iter().flatten().filter_map(name)
+fn policy_names(id: &PolicyId, tier: &TierName) -> impl Iterator<Item = (Box<str>, HashedId)> {
+    let prefix = policy_prefix(Direction::Ingress);
+    let names = move |id: HashedId| {
+        let name = |max| Some((limited(prefix, &id.text, max).strip_prefix(prefix)?.into(), id.clone()));
+        [MAX_IPTABLES, MAX_NFTABLES].map(name).into_iter().flatten()
+    };
+    id.hashed_ids(tier).into_iter().flat_map(names)
 }
 
 /// What stands behind the prefix of a policy's chain.
@@ -317,114 +331,4 @@ fn profile_chains(profile: &ProfileName) -> Vec<ChainName> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::calico::policy::PolicyKind;
-
-    fn key(name: &str) -> ObjectKey {
-        ("NetworkPolicy".into(), "n".into(), name.into())
-    }
-
-    fn policy(name: &str) -> Object {
-        Object::Policy(PolicyId::from_kind(PolicyKind::NetworkPolicy, "n", name), TierName::default_tier())
-    }
-
-    #[test]
-    fn a_policy_that_is_being_renamed_keeps_its_name_all_along() {
-        let mut index = Index::default();
-        let chain = ChainName::from("cali-pi-np/n/foo");
-        let known = |index: &Index| index.policy(&chain, Generation::C).is_some();
-        index.apply(key("default.foo"), policy("default.foo"));
-        assert!(known(&index));
-        index.apply(key("foo"), policy("foo"));
-        index.delete(&key("default.foo"));
-        assert!(known(&index));
-        index.delete(&key("foo"));
-        assert!(!known(&index));
-        assert!(index.tellers.is_empty());
-    }
-
-    #[test]
-    fn two_datastores_spellings_of_one_policy_are_one_policy() {
-        let spelling = |group: &str, name: &str| -> ObjectKey {
-            (format!("NetworkPolicy.{group}").into(), "n".into(), name.into())
-        };
-        let mut index = Index::default();
-        index.apply(spelling("crd.projectcalico.org", "default.foo"), policy("default.foo"));
-        index.apply(spelling("projectcalico.org", "foo"), policy("foo"));
-        for stays in [true, false] {
-            let spelt = if stays {
-                spelling("crd.projectcalico.org", "default.foo")
-            } else {
-                spelling("projectcalico.org", "foo")
-            };
-            let id = PolicyId::from_kind(PolicyKind::NetworkPolicy, "n", "foo");
-            for direction in [Direction::Ingress, Direction::Egress] {
-                for max in [MAX_IPTABLES, MAX_NFTABLES] {
-                    for (generation, chain) in id.chains(&TierName::default_tier(), direction, max) {
-                        assert_eq!(index.policy(&chain, generation), Some(&id), "{chain}");
-                    }
-                }
-            }
-            assert_eq!(index.tier(&id).map(|tier| id.old_label(tier)).as_deref(), Some("n/default.foo"));
-            index.delete(&spelt);
-        }
-        assert!(index.tellers.is_empty() && index.policies.is_empty() && index.tiers.is_empty());
-    }
-
-    #[test]
-    fn a_pod_that_is_made_anew_has_its_name_all_along() {
-        let mut index = Index::default();
-        let workload = |app: &str| {
-            let workload = Workload { pod: "db-0".into(), app: app.into(), ..Workload::default() };
-            Object::Workload("cali1".into(), workload)
-        };
-        let app = |index: &Index| index.workload(&"cali1".into()).map(|workload| workload.app.to_string());
-        index.apply(key("db-0"), workload("old"));
-        index.delete(&key("db-0"));
-        assert_eq!(app(&index).as_deref(), Some("old"));
-        index.apply(key("db-0"), workload("new"));
-        assert_eq!(app(&index).as_deref(), Some("new"));
-        assert_eq!(index.former.len(), 0);
-    }
-
-    #[test]
-    fn a_name_that_two_policies_explain_is_nobodys() {
-        let mut index = Index::default();
-        // Up to 3.28 the chain of `n/default.foo`; from 3.29 on also that of a tier `n` with a policy `default.foo`.
-        index.apply(key("foo"), policy("foo"));
-        let id = PolicyId::from_kind(PolicyKind::GlobalNetworkPolicy, "", "foo");
-        index.apply(
-            ("GlobalNetworkPolicy".into(), "".into(), "foo".into()),
-            Object::Policy(id, "default".into()),
-        );
-        let chain = ChainName::from("cali-pi-n/default.foo");
-        assert_eq!(index.policy(&chain, Generation::A).map(|id| &*id.namespace), Some("n"));
-        assert_eq!(index.policy(&chain, Generation::B), None);
-    }
-
-    #[test]
-    fn a_workload_is_remembered_until_another_takes_its_interface() {
-        let mut index = Index::default();
-        let interface = Interface::from("cali1");
-        let workload =
-            |pod: &str| Object::Workload("cali1".into(), Workload { pod: pod.into(), ..Workload::default() });
-        index.apply(key("a"), workload("a"));
-        index.delete(&key("a"));
-        assert_eq!(&*index.workload(&interface).unwrap().pod, "a");
-        index.apply(key("b"), workload("b"));
-        assert_eq!(&*index.workload(&interface).unwrap().pod, "b");
-    }
-
-    #[test]
-    fn a_reset_leaves_what_is_in_it() {
-        let mut index = Index::default();
-        index.apply(key("foo"), policy("foo"));
-        index.apply(key("bar"), policy("bar"));
-        let version = index.version();
-        assert!(index.reset(BTreeMap::from([(key("bar"), policy("bar"))])));
-        assert!(index.version() > version);
-        assert!(!index.reset(BTreeMap::from([(key("bar"), policy("bar"))])));
-        assert_eq!(index.objects_by_kind(), BTreeMap::from([("NetworkPolicy", 1)]));
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 
 mod common;
 
+use accountant_core::id::TierName;
 use accountant_datastore::convert::Settings;
 use accountant_datastore::etcdv3::{Connection, Etcd, Servers};
 use accountant_datastore::secret::Pem;
@@ -169,7 +170,8 @@ async fn changes_are_followed_and_other_nodes_left_out() {
     names.until("policies", |names| names.policy_names() == set(&["n/first", "n/last"])).await;
     let old = "cali-pi-n/default.first".into();
     let generation = accountant_core::calico::policy::Generation::A;
-    assert_eq!(names.index.policy(&old, generation).map(|id| &*id.name), Some("first"));
+    let known = names.index.policy(&old, generation, &TierName::default_tier());
+    assert_eq!(known.as_ref().map(|id| &*id.name), Some("first"));
     assert_eq!(names.resets, 1);
 
     store.delete("workloadendpoints/known/worker--1-k8s-a-eth0").await;

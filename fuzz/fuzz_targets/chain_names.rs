@@ -4,15 +4,17 @@
 use accountant_core::Direction;
 use accountant_core::calico::ChainKind;
 use accountant_core::calico::names::{MAX_IPTABLES, limited};
-use accountant_core::calico::policy::{Generation, PolicyId};
+use accountant_core::calico::policy::{Generation, Spelling};
 use accountant_core::id::TierName;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let _ = ChainKind::of(&text.into());
     for generation in [Generation::A, Generation::B, Generation::C] {
-        let Some(id) = PolicyId::from_chain(text, generation) else { continue };
+        let Some(spelling) = Spelling::of_chain(text, generation) else { continue };
         for tier in [TierName::default_tier(), "t".into()] {
+            let id = spelling.in_tier(&tier);
+            let _ = id.old_label(&tier);
             for (_, chain) in id.chains(&tier, Direction::Ingress, MAX_IPTABLES) {
                 assert!(chain.as_str().len() <= MAX_IPTABLES);
             }

@@ -6,7 +6,8 @@ use super::{Attributor, Role as ChainRole};
 use crate::ChainName;
 use crate::calico::chain::ChainKind;
 use crate::calico::comment::Naming;
-use crate::calico::policy::PolicyId;
+use crate::calico::policy::Spelling;
+use crate::id::TierName;
 use crate::index::Index;
 use crate::ledger::{AccountKey, Cause, Key, PolicyRef, ProfileRef, What};
 use crate::watch::Decision;
@@ -19,7 +20,7 @@ impl Attributor {
             Decision::Verdict(verdict) => What::Verdict(*verdict),
             Decision::Failsafe => What::Failsafe,
             Decision::Policy { tier, chain, action, .. } => {
-                What::Policy { tier: tier.clone(), policy: namer.policy(chain), action: *action }
+                What::Policy { tier: tier.clone(), policy: namer.policy(chain, tier), action: *action }
             }
             Decision::NoPolicy { tier } => What::NoPolicy { tier: tier.clone() },
             Decision::Profile { chain, action } => {
@@ -45,7 +46,7 @@ impl Namer<'_> {
             Outcome::Verdict(verdict) => What::Verdict(*verdict),
             Outcome::Failsafe { .. } => What::Failsafe,
             Outcome::Policy { tier, chain, action, .. } => {
-                What::Policy { tier: tier.clone(), policy: self.policy(chain), action: *action }
+                What::Policy { tier: tier.clone(), policy: self.policy(chain, tier), action: *action }
             }
             Outcome::NoPolicy { tier } => What::NoPolicy { tier: tier.clone() },
             Outcome::Profile { chain, action } => {
@@ -69,13 +70,14 @@ impl Namer<'_> {
     }
 
     /// The rules' own word first, then the datastore's, then the chain's name.
-    fn policy(&self, chain: &ChainName) -> PolicyRef {
-        if let Some(Naming::Policy(id) | Naming::KindPolicy(id)) = self.naming(chain) {
-            return PolicyRef::Known(id.clone());
+    fn policy(&self, chain: &ChainName, tier: &TierName) -> PolicyRef {
+        if let Some(Naming::Policy(spelling) | Naming::KindPolicy(spelling)) = self.naming(chain) {
+            return PolicyRef::Known(spelling.in_tier(tier));
         }
         let generation = self.table.generation;
-        let known = self.index.policy(chain, generation).cloned();
-        match known.or_else(|| PolicyId::from_chain(chain.as_str(), generation)) {
+        let known = self.index.policy(chain, generation, tier);
+        let plain = || Some(Spelling::of_chain(chain.as_str(), generation)?.in_tier(tier));
+        match known.or_else(plain) {
             Some(id) => PolicyRef::Known(id),
             None => PolicyRef::Chain(chain.clone()),
         }

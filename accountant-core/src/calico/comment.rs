@@ -3,7 +3,7 @@
 //! Texts are matched by what stayed the same from 3.0 on: `Drop` may read `Reject`, `workloads` may read `pods`, and
 //! from 3.30 on "End of tier T. " comes first. Nothing relies on a comment where the rule's own form can tell.
 
-use super::policy::{PolicyId, PolicyKind};
+use super::policy::{PolicyKind, Spelling};
 use crate::id::{ProfileName, TierName};
 use crate::rule::Rule;
 
@@ -11,9 +11,9 @@ use crate::rule::Rule;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Naming {
     /// It is the chain of this policy, and a Felix of generation C says so.
-    KindPolicy(PolicyId),
+    KindPolicy(Spelling),
     /// It is the chain of this policy, and a Felix of generation A or B says so.
-    Policy(PolicyId),
+    Policy(Spelling),
     /// It is the chain of this profile.
     Profile(ProfileName),
 }
@@ -30,12 +30,12 @@ pub fn naming(rule: &Rule) -> Option<Naming> {
         return None;
     }
     match kind {
-        "Policy" => Some(Naming::Policy(PolicyId::from_stored(name))),
+        "Policy" => Some(Naming::Policy(Spelling::stored(name))),
         "Profile" => Some(Naming::Profile(name.into())),
         _ => {
             let kind = PolicyKind::parse(kind)?;
             let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-            Some(Naming::KindPolicy(PolicyId::from_kind(kind, namespace, name)))
+            Some(Naming::KindPolicy(Spelling::of_kind(kind, namespace, name)))
         }
     }
 }
@@ -118,22 +118,17 @@ mod tests {
 
     #[test]
     fn the_first_rule_names_its_chain() {
-        let id = |kind, namespace: &str, name: &str| PolicyId::from_kind(kind, namespace, name);
-        use PolicyKind::*;
         for (comments, want) in [
             (
                 &["Policy shop/knp.default.web ingress"][..],
-                Some(Naming::Policy(id(KubernetesNetworkPolicy, "shop", "web"))),
+                Some(Naming::Policy(Spelling::stored("shop/knp.default.web"))),
             ),
+            (&["owner=sec team", "Policy t.x egress"], Some(Naming::Policy(Spelling::stored("t.x")))),
+            (&["ticket=1 owner=sec team Policy t.x egress"], Some(Naming::Policy(Spelling::stored("t.x")))),
             (
-                &["owner=sec team", "Policy t.x egress"],
-                Some(Naming::Policy(id(GlobalNetworkPolicy, "", "t.x"))),
+                &["NetworkPolicy n/default.x ingress"],
+                Some(Naming::KindPolicy(Spelling::of_kind(PolicyKind::NetworkPolicy, "n", "default.x"))),
             ),
-            (
-                &["ticket=1 owner=sec team Policy t.x egress"],
-                Some(Naming::Policy(id(GlobalNetworkPolicy, "", "t.x"))),
-            ),
-            (&["NetworkPolicy n/default.x ingress"], Some(Naming::KindPolicy(id(NetworkPolicy, "n", "x")))),
             (&["Profile kns.shop ingress"], Some(Naming::Profile("kns.shop".into()))),
             (&["Policy shop/knp.default.a-name-that-was-cut-sho"], None),
             (&["Policy  ingress"], None),

@@ -79,52 +79,84 @@ pub struct PolicyId {
     /// Its name without `default.`, `knp.default.` and the like. In another tier than `default` it begins with
     /// `TIER.`, because that is how Calico wants it written.
     pub name: Arc<str>,
+    /// Felix up to 3.31 has it under this very name: it was made past Calico's own API (with kubectl in
+    /// `crd.projectcalico.org/v1`), which would have put the tier in front. Only [`Self::old_label`] differs.
+    pub bare: bool,
 }
 
-impl PolicyId {
-    /// The policy that is stored under `[NAMESPACE/]NAME` (generations A and B, comments of 3.22 to 3.31).
-    pub fn from_stored(stored: &str) -> Self {
-        let (namespace, name) = stored.split_once('/').unwrap_or(("", stored));
-        Self::from_parts(None, namespace, name)
+/// A policy by the name that Felix or a datastore gives it. Which policy that is, its tier tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spelling {
+    /// Told by generation C alone.
+    kind: Option<PolicyKind>,
+    namespace: Arc<str>,
+    name: Arc<str>,
+}
+
+impl Spelling {
+    /// `[NAMESPACE/]NAME`: as generations A and B store it, and comments of 3.22 to 3.31 have it.
+    pub fn stored(text: &str) -> Self {
+        let (namespace, name) = text.split_once('/').unwrap_or(("", text));
+        Self { kind: None, namespace: namespace.into(), name: name.into() }
     }
 
-    /// The policy of generation C: kind, namespace and stored name, which may still have its `default.` prefix and,
-    /// in the etcd datastore, is a NetworkPolicy `knp.default.NAME` for what was a Kubernetes policy.
-    pub fn from_kind(kind: PolicyKind, namespace: &str, name: &str) -> Self {
-        Self::from_parts(Some(kind), namespace, name)
+    /// Kind, namespace and stored name, as generation C has it: the name may still have its `default.` prefix and, in
+    /// the etcd datastore, it is a NetworkPolicy `knp.default.NAME` for what was a Kubernetes policy.
+    pub fn of_kind(kind: PolicyKind, namespace: &str, name: &str) -> Self {
+        Self { kind: Some(kind), namespace: namespace.into(), name: name.into() }
     }
 
-    fn from_parts(kind: Option<PolicyKind>, namespace: &str, name: &str) -> Self {
-        let calico = matches!(kind, None | Some(NetworkPolicy | GlobalNetworkPolicy));
-        if calico && let Some((kind, name)) = strip_stored_prefix(name) {
-            return Self { kind, namespace: namespace.into(), name: name.into() };
-        }
-        let name = if calico { name.strip_prefix("default.").unwrap_or(name) } else { name };
-        let by_scope = if namespace.is_empty() { GlobalNetworkPolicy } else { NetworkPolicy };
-        Self { kind: kind.unwrap_or(by_scope), namespace: namespace.into(), name: name.into() }
-    }
-
-    /// The policy whose chain has this name, where the name was short enough not to be hashed.
+    /// Of the policy whose chain has this name, where the name was short enough not to be hashed.
     ///
     /// `generation` must come from the rules themselves: the same name means one policy up to 3.28 and another from
     /// 3.29 on.
-    pub fn from_chain(chain: &str, generation: Generation) -> Option<Self> {
+    pub fn of_chain(chain: &str, generation: Generation) -> Option<Self> {
         let id = chain.strip_prefix("cali-pi-").or_else(|| chain.strip_prefix("cali-po-"))?;
         if id.starts_with('_') {
             return None;
         }
         match generation {
-            Generation::A => Some(Self::from_stored(id)),
-            Generation::B => id.split_once('/').map(|(_tier, stored)| Self::from_stored(stored)),
+            Generation::A => Some(Self::stored(id)),
+            Generation::B => id.split_once('/').map(|(_tier, stored)| Self::stored(stored)),
             Generation::C => {
                 let (kind, rest) = id.split_once('/')?;
                 let (namespace, name) = rest.split_once('/').unwrap_or(("", rest));
-                Some(Self::from_kind(PolicyKind::parse(kind)?, namespace, name))
+                Some(Self::of_kind(PolicyKind::parse(kind)?, namespace, name))
             }
         }
     }
 
-    /// The name under which generations A and B store it: `[NAMESPACE/]default.NAME`, `NAMESPACE/knp.default.NAME`.
+    /// The policy that it is, being in this tier.
+    ///
+    /// `default.` belongs to the name in other tiers than that one, where Calico never put it in front.
+    pub fn in_tier(&self, tier: &TierName) -> PolicyId {
+        let Self { kind, namespace, name } = self;
+        let calico = matches!(kind, None | Some(NetworkPolicy | GlobalNetworkPolicy));
+        if calico && let Some((kind, name)) = strip_stored_prefix(name) {
+            return PolicyId::new(kind, namespace, name);
+        }
+        let prefix = if calico && tier.as_str() == "default" { "default." } else { "" };
+        let own = name.strip_prefix(prefix).unwrap_or(name);
+        let by_scope = if namespace.is_empty() { GlobalNetworkPolicy } else { NetworkPolicy };
+        let id = PolicyId::new(kind.unwrap_or(by_scope), namespace, own);
+        if kind.is_none() && own == &**name { id.spelt_bare(tier) } else { id }
+    }
+}
+
+impl PolicyId {
+    /// The policy that its user calls so.
+    pub fn new(kind: PolicyKind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.into(), name: name.into(), bare: false }
+    }
+
+    /// The same, where Felix of generation A or B has it by its own name in this tier: bare, unless that is how Calico's API
+    /// stores it as well.
+    pub fn spelt_bare(&self, tier: &TierName) -> Self {
+        Self { bare: self.stored(tier) != self.namespaced(&self.name), ..self.clone() }
+    }
+
+    /// The name under which Calico's API of generations A and B stores it: `[NAMESPACE/]default.NAME`,
+    /// `NAMESPACE/knp.default.NAME`.
     pub fn stored(&self, tier: &TierName) -> String {
         let prefix = STORED_PREFIXES.iter().find(|p| p.1 == self.kind).map(|p| p.0);
         let name = match prefix {
@@ -141,7 +173,7 @@ impl PolicyId {
 
     /// The value that calico-accountant gave its `policy` label for this policy.
     pub fn old_label(&self, tier: &TierName) -> String {
-        self.stored(tier)
+        if self.bare { self.namespaced(&self.name) } else { self.stored(tier) }
     }
 
     /// All names that Felix of any version may have given this policy's chain in this direction.
@@ -152,37 +184,39 @@ impl PolicyId {
         let prefix = policy_prefix(direction);
         self.hashed_ids(tier)
             .into_iter()
-            .map(|(generation, id)| (generation, limited(prefix, &id, max).into()))
+            .map(|id| (id.generation, limited(prefix, &id.text, max).into()))
             .collect()
     }
 
     /// What each generation feeds into the hash.
     ///
-    /// A and B have two spellings: with the tier in front, as Calico's own API stores it, and without, as it is stored where
-    /// it was made past that API (with kubectl in `crd.projectcalico.org/v1`). C has up to three: as stored, not yet renamed
+    /// A and B have two spellings: with the tier in front, as Calico's own API stores it, and bare, as it is stored where it
+    /// was made past that API (with kubectl in `crd.projectcalico.org/v1`). C has up to three: as stored, not yet renamed
     /// (`default.NAME`), and a Kubernetes policy in the etcd datastore.
-    pub fn hashed_ids(&self, tier: &TierName) -> Vec<(Generation, String)> {
+    pub fn hashed_ids(&self, tier: &TierName) -> Vec<HashedId> {
         let stored = self.stored(tier);
         let name = stored.rsplit_once('/').map_or(&*stored, |(_, name)| name);
-        let short = self.kind.short();
+        let (short, own) = (self.kind.short(), self.namespaced(&self.name));
+        let id = |generation, text: String| HashedId { generation, text, bare: false };
+        let bare = |generation, text: String| HashedId { generation, text, bare: true };
+        let as_stored = if stored == own { bare } else { id };
         let mut ids = vec![
-            (Generation::A, stored.clone()),
-            (Generation::B, format!("{}/{stored}", tier_of_stored(name))),
-            (Generation::C, format!("{short}/{}", self.namespaced(&self.name))),
+            as_stored(Generation::A, stored.clone()),
+            as_stored(Generation::B, format!("{}/{stored}", tier_of_stored(name))),
+            id(Generation::C, format!("{short}/{own}")),
         ];
         if matches!(self.kind, NetworkPolicy | GlobalNetworkPolicy) {
             if tier.as_str() == "default" {
                 let not_renamed = self.namespaced(&format!("default.{}", self.name));
-                ids.push((Generation::C, format!("{short}/{not_renamed}")));
+                ids.push(id(Generation::C, format!("{short}/{not_renamed}")));
             }
-            let plain = self.namespaced(&self.name);
-            if plain != stored {
-                ids.push((Generation::B, format!("{}/{plain}", tier_of_stored(&self.name))));
-                ids.push((Generation::A, plain));
+            if own != stored {
+                ids.push(bare(Generation::B, format!("{}/{own}", tier_of_stored(&self.name))));
+                ids.push(bare(Generation::A, own));
             }
         }
         if self.kind == KubernetesNetworkPolicy {
-            ids.push((Generation::C, format!("np/{stored}")));
+            ids.push(id(Generation::C, format!("np/{stored}")));
         }
         ids
     }
@@ -190,6 +224,17 @@ impl PolicyId {
     fn namespaced(&self, name: &str) -> String {
         if self.namespace.is_empty() { name.to_string() } else { format!("{}/{name}", self.namespace) }
     }
+}
+
+/// What a generation of Felix feeds into the hash of a policy's chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashedId {
+    /// The generation.
+    pub generation: Generation,
+    /// What it hashes.
+    pub text: String,
+    /// It is the policy's own name, with nothing before it ([`PolicyId::spelt_bare`]); of A and B.
+    pub bare: bool,
 }
 
 /// Which of the three ways of naming chains a Felix uses.
@@ -207,6 +252,11 @@ fn strip_stored_prefix(name: &str) -> Option<(PolicyKind, &str)> {
     STORED_PREFIXES.iter().find_map(|(prefix, kind, _)| name.strip_prefix(prefix).map(|rest| (*kind, rest)))
 }
 
+/// Whether Calico itself made this stored name, of a policy of Kubernetes.
+pub fn is_calicos_name(name: &str) -> bool {
+    strip_stored_prefix(name).is_some()
+}
+
 /// The tier that generation B hashes: it comes from the stored name, not from the policy's tier field.
 pub fn tier_of_stored(name: &str) -> &str {
     if let Some((_, _, tier)) = STORED_PREFIXES.iter().find(|(prefix, ..)| name.starts_with(prefix)) {
@@ -219,93 +269,4 @@ pub fn tier_of_stored(name: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::calico::names::MAX_IPTABLES;
-
-    fn id(kind: PolicyKind, namespace: &str, name: &str) -> PolicyId {
-        PolicyId { kind, namespace: namespace.into(), name: name.into() }
-    }
-
-    #[test]
-    fn one_policy_whatever_generation_names_it() {
-        for (stored, kind, kind_ns, kind_name, want) in [
-            ("n/default.foo", NetworkPolicy, "n", "foo", id(NetworkPolicy, "n", "foo")),
-            ("n/default.foo", NetworkPolicy, "n", "default.foo", id(NetworkPolicy, "n", "foo")),
-            ("n/knp.default.x", KubernetesNetworkPolicy, "n", "x", id(KubernetesNetworkPolicy, "n", "x")),
-            ("n/knp.default.x", NetworkPolicy, "n", "knp.default.x", id(KubernetesNetworkPolicy, "n", "x")),
-            ("default.g", GlobalNetworkPolicy, "", "g", id(GlobalNetworkPolicy, "", "g")),
-            ("t.g", GlobalNetworkPolicy, "", "t.g", id(GlobalNetworkPolicy, "", "t.g")),
-        ] {
-            assert_eq!(PolicyId::from_stored(stored), want);
-            assert_eq!(PolicyId::from_kind(kind, kind_ns, kind_name), want);
-        }
-    }
-
-    #[test]
-    fn chains_of_every_generation() {
-        let chains = |id: PolicyId, tier: &str| -> Vec<String> {
-            let tier = TierName::from(tier);
-            id.chains(&tier, Direction::Ingress, MAX_IPTABLES).iter().map(|c| c.1.to_string()).collect()
-        };
-        assert_eq!(
-            chains(id(KubernetesNetworkPolicy, "default", "foo"), "default")[..3],
-            ["cali-pi-_ye-Z83fcSj35vkNHhEv", "cali-pi-_9tjSCz6Yv0P45r-9ylU", "cali-pi-knp/default/foo"]
-        );
-        assert_eq!(
-            chains(id(NetworkPolicy, "default", "foo"), "default"),
-            [
-                "cali-pi-default/default.foo",
-                "cali-pi-_z7xoIjNr3UYzlqszrHj",
-                "cali-pi-np/default/foo",
-                "cali-pi-_kqoeN6Z7AHVWsiBmNgW",
-                "cali-pi-default/default/foo",
-                "cali-pi-default/foo"
-            ]
-        );
-        // What kubectl made past Calico's API, whose tier is then that of its name.
-        assert_eq!(
-            chains(id(GlobalNetworkPolicy, "", "a.b"), "default")[4..],
-            ["cali-pi-a/a.b", "cali-pi-a.b"]
-        );
-        assert_eq!(
-            chains(id(GlobalNetworkPolicy, "", "tier1.foo"), "tier1"),
-            ["cali-pi-tier1.foo", "cali-pi-tier1/tier1.foo", "cali-pi-gnp/tier1.foo"]
-        );
-        assert_eq!(
-            chains(id(AdminNetworkPolicy, "", "foo"), "adminnetworkpolicy")[1],
-            "cali-pi-_wKHgR68sWmHadUmyakG"
-        );
-    }
-
-    #[test]
-    fn plain_chain_names_are_read_by_generation() {
-        let read = |chain, generation| PolicyId::from_chain(chain, generation);
-        assert_eq!(
-            read("cali-pi-default/default.foo", Generation::A),
-            Some(id(NetworkPolicy, "default", "foo"))
-        );
-        assert_eq!(
-            read("cali-pi-default/default.foo", Generation::B),
-            Some(id(GlobalNetworkPolicy, "", "foo"))
-        );
-        assert_eq!(
-            read("cali-po-knp/shop/web", Generation::C),
-            Some(id(KubernetesNetworkPolicy, "shop", "web"))
-        );
-        assert_eq!(read("cali-po-_qhRePlGqjuVVTnxus0f", Generation::B), None);
-    }
-
-    #[test]
-    fn the_old_label_is_what_generation_a_stored() {
-        let label = |id: PolicyId, tier: &str| id.old_label(&tier.into());
-        assert_eq!(
-            label(id(KubernetesNetworkPolicy, "default", "foo"), "default"),
-            "default/knp.default.foo"
-        );
-        assert_eq!(label(id(NetworkPolicy, "n", "foo"), "default"), "n/default.foo");
-        assert_eq!(label(id(NetworkPolicy, "n", "t.foo"), "t"), "n/t.foo");
-        assert_eq!(label(id(NetworkPolicy, "n", "foo"), "t"), "n/t.foo");
-        assert_eq!(label(id(KubernetesClusterNetworkPolicy, "", "x"), "kube-admin"), "kcnp.x");
-    }
-}
+mod tests;

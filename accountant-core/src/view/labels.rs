@@ -114,7 +114,7 @@ fn endpoint_labels(endpoint: &Endpoint, index: &Index) -> Vec<Label> {
 
 fn policy_labels(policy: &PolicyRef) -> [Label; 3] {
     let (kind, namespace, name) = match policy {
-        PolicyRef::Known(PolicyId { kind, namespace, name }) => (kind.as_str(), &**namespace, &**name),
+        PolicyRef::Known(PolicyId { kind, namespace, name, .. }) => (kind.as_str(), &**namespace, &**name),
         PolicyRef::Chain(chain) => ("", "", chain.as_str()),
     };
     [("policy_kind", kind.into()), ("policy_namespace", namespace.into()), ("policy", name.into())]

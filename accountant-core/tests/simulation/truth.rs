@@ -43,7 +43,7 @@ pub(crate) fn account(slot: usize, direction: Direction, what: What) -> Key {
 }
 
 pub(crate) fn policy_account(tier: usize, policy: usize, action: PolicyAction) -> What {
-    let id = PolicyId::from_kind(PolicyKind::GlobalNetworkPolicy, "", &policy_name(tier, policy));
+    let id = PolicyId::new(PolicyKind::GlobalNetworkPolicy, "", &policy_name(tier, policy));
     What::Policy { tier: tier_name(tier).as_str().into(), policy: PolicyRef::Known(id), action }
 }
 

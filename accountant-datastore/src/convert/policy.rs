@@ -6,7 +6,7 @@
 
 use super::resource::{Labels, cut};
 use super::{ConvertError, Named, STORED, Settings};
-use accountant_core::calico::policy::{PolicyId, PolicyKind, tier_of_stored};
+use accountant_core::calico::policy::{PolicyKind, Spelling, is_calicos_name, tier_of_stored};
 use accountant_core::id::TierName;
 use accountant_core::index::Object;
 use serde::Deserialize;
@@ -52,20 +52,21 @@ pub(super) fn calico_global(policy: &Named<'_>, _: &Settings) -> Converted {
 }
 
 fn in_tier(policy: &Named<'_>, kind: PolicyKind, tier: &str) -> Converted {
-    let id = PolicyId::from_kind(kind, policy.namespace, policy.name);
-    Ok(Some(Object::Policy(id, TierName::from(tier))))
+    let tier = TierName::from(tier);
+    let id = Spelling::of_kind(kind, policy.namespace, policy.name).in_tier(&tier);
+    Ok(Some(Object::Policy(id, tier)))
 }
 
 /// Felix hashes the name under which the object is stored, whatever name an annotation shows to users, so that one
 /// makes the identity.
 fn in_stated_tier(policy: &Named<'_>, kind: PolicyKind) -> Converted {
-    let id = PolicyId::from_kind(kind, policy.namespace, policy.name);
-    let name_tells = policy.group == STORED || id.kind != kind;
+    let name_tells = policy.group == STORED || is_calicos_name(policy.name);
     let tier = match stated_tier(policy)? {
         Some(tier) => tier,
         None if name_tells => TierName::from(tier_of_stored(policy.name)),
         None => TierName::default_tier(),
     };
+    let id = Spelling::of_kind(kind, policy.namespace, policy.name).in_tier(&tier);
     Ok(Some(Object::Policy(id, tier)))
 }
 

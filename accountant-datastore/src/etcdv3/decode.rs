@@ -94,8 +94,8 @@ mod tests {
     #[test]
     fn the_key_names_the_object_and_the_value_the_rest() {
         let value = r#"{"kind": "Pod", "metadata": {"name": "other"}, "spec": {"tier": "sec"}}"#;
-        check("NetworkPolicy", value, r#"namespace: "n", name: "x" }, "sec""#);
-        check("NetworkPolicy", r#"{"spec": {}}"#, r#"name: "x" }, "default""#);
+        check("NetworkPolicy", value, r#"namespace: "n", name: "default.x", bare: false }, "sec""#);
+        check("NetworkPolicy", r#"{"spec": {}}"#, r#"name: "x", bare: false }, "default""#);
         check("NetworkPolicy", r#"{"metadata": 3}"#, r#"name: "x""#);
     }
 

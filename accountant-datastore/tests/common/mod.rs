@@ -175,7 +175,7 @@ pub fn text<'a>(value: &'a Value, field: &str) -> &'a str {
 /// The policy that an entry of `expected.json` is about.
 pub fn id(kind: &str, namespace: &str, name: &str) -> PolicyId {
     let kind = PolicyKind::parse(kind).expect("a kind");
-    PolicyId { kind, namespace: namespace.into(), name: name.into() }
+    PolicyId::new(kind, namespace, name)
 }
 
 const GENERATIONS: [(&str, Generation); 5] = [
@@ -219,7 +219,11 @@ pub fn check_fixture(names: &Objects, has: Has) {
                 let Some(chain) = want["chains"][name][direction.as_str()].as_str() else { continue };
                 let chains = id.chains(tier, direction, MAX_IPTABLES);
                 assert!(chains.contains(&(generation, chain.into())), "{chain} of {name}: {chains:?}");
-                assert_eq!(index.policy(&chain.into(), generation), Some(&id), "{chain} {name}");
+                assert_eq!(
+                    index.policy(&chain.into(), generation, tier).as_ref(),
+                    Some(&id),
+                    "{chain} {name}"
+                );
             }
         }
     }

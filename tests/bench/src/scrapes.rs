@@ -135,11 +135,8 @@ fn whats(namespace: &str) -> Vec<What> {
     let tier = TierName::default_tier();
     let mut whats = vec![What::NoPolicy { tier: tier.clone() }];
     for number in 0..POLICIES {
-        let policy = PolicyRef::Known(PolicyId {
-            kind: KubernetesNetworkPolicy,
-            namespace: namespace.into(),
-            name: format!("allow-from-frontend-{number}").into(),
-        });
+        let name = format!("allow-from-frontend-{number}");
+        let policy = PolicyRef::Known(PolicyId::new(KubernetesNetworkPolicy, namespace, &name));
         whats.extend([PolicyAction::Allow, PolicyAction::Deny].map(|action| What::Policy {
             tier: tier.clone(),
             policy: policy.clone(),

@@ -9,7 +9,7 @@
 
 use super::rule_id::{Decision, Meaning, RuleId};
 use crate::Direction;
-use crate::calico::policy::{PolicyId, PolicyKind};
+use crate::calico::policy::{PolicyKind, Spelling};
 use crate::calico::shared::PolicyAction;
 use crate::id::{ProfileName, TierName};
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ struct Reader {
     program: PolicyProgram,
     direction: Direction,
     tier: Option<TierName>,
-    policy: Option<PolicyId>,
+    policy: Option<Spelling>,
     at: At,
 }
 
@@ -95,7 +95,7 @@ impl Reader {
         } else if comment.starts_with("End of rule ") {
             self.at = At::Else;
         } else if let Some(name) = comment.strip_prefix("Start of policy ") {
-            self.policy = Some(PolicyId::from_stored(name.trim()));
+            self.policy = Some(Spelling::stored(name.trim()));
         } else if let Some(policy) = comment.strip_prefix("Start of ") {
             self.policy = policy_of_kind(policy).or(self.policy.take());
         } else if comment.starts_with("End of ") {
@@ -126,7 +126,7 @@ impl Reader {
             _ => return None,
         };
         if let (Some(tier), Some(policy)) = (&self.tier, &self.policy) {
-            return Some(Decision::Policy { tier: tier.clone(), policy: policy.clone(), action });
+            return Some(Decision::Policy { tier: tier.clone(), policy: policy.in_tier(tier), action });
         }
         // Profiles are behind all tiers, and only their rules say whose they are.
         let profile = owner.trim();
@@ -149,12 +149,12 @@ impl Reader {
 }
 
 /// `KIND [NAMESPACE/]NAME NUMBER`, from 3.32 on.
-fn policy_of_kind(text: &str) -> Option<PolicyId> {
+fn policy_of_kind(text: &str) -> Option<Spelling> {
     let mut words = text.split_whitespace();
     let kind = PolicyKind::parse(words.next()?)?;
     let name = words.next()?;
     let (namespace, name) = name.split_once('/').unwrap_or(("", name));
-    Some(PolicyId::from_kind(kind, namespace, name))
+    Some(Spelling::of_kind(kind, namespace, name))
 }
 
 #[cfg(test)]

@@ -97,10 +97,13 @@ impl Formulas<'_> {
             }
             for action in PolicyAction::ALL {
                 for (policy, tier) in &self.policies {
-                    let decision =
-                        || Decision::Policy { tier: (*tier).clone(), policy: (*policy).clone(), action };
-                    for (generation, name) in policy.hashed_ids(tier) {
-                        for id in rules(generation, action, 'P', direction, &name) {
+                    for hashed in policy.hashed_ids(tier) {
+                        let decision = || {
+                            let policy =
+                                if hashed.bare { policy.spelt_bare(tier) } else { (*policy).clone() };
+                            Decision::Policy { tier: (*tier).clone(), policy, action }
+                        };
+                        for id in rules(hashed.generation, action, 'P', direction, &hashed.text) {
                             found_one(id, direction, &decision);
                         }
                     }
@@ -197,7 +200,7 @@ mod tests {
 
     #[test]
     fn numbers_of_all_versions_are_explained_by_one_policy() {
-        let policy = PolicyId::from_kind(PolicyKind::GlobalNetworkPolicy, "", "allow-all");
+        let policy = PolicyId::new(PolicyKind::GlobalNetworkPolicy, "", "allow-all");
         let tier = TierName::default_tier();
         let profile = ProfileName::from("kns.default");
         let formulas = Formulas { policies: vec![(&policy, &tier)], profiles: BTreeSet::from([&profile]) };

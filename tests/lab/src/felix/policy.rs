@@ -36,7 +36,7 @@ impl Draft<'_> {
     ) -> String {
         let generation = self.dialect.generation();
         let ids = policy.id.hashed_ids(&tier.name);
-        let id = ids.into_iter().find(|(of, _)| *of == generation).map(|(_, id)| id).unwrap_or_default();
+        let id = ids.into_iter().find(|id| id.generation == generation).map(|id| id.text).unwrap_or_default();
         let chain = limited(policy_prefix(direction), &id, self.dialect.policy_name_limit());
         if !self.chains.contains_key(&(table, chain.clone())) {
             let stored = stored_name(policy, tier);

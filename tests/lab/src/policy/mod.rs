@@ -171,7 +171,7 @@ impl Policy {
     /// A policy without rules. `namespace` is empty for a global one; in a tier other than `default`, `name` begins
     /// with the tier's name and a dot, as Calico wants it.
     pub fn new(kind: PolicyKind, namespace: &str, name: &str, selector: Selector) -> Self {
-        let id = PolicyId { kind, namespace: namespace.into(), name: name.into() };
+        let id = PolicyId::new(kind, namespace, name);
         Self { id, selector, on_hosts: OnHosts::Normal, ingress: None, egress: None }
     }
 

@@ -1,7 +1,9 @@
 //! A tiny accountant: reads the listing of a kernel's rules and does the arithmetic of `facts/calico-chains.md` 1.2 in
 //! the simplest way, on rules that nothing has rewritten. The real one is the project's; this one checks the lab.
 
+use accountant_core::calico::policy::{Spelling, tier_of_stored};
 use accountant_core::calico::{PolicyId, PolicyKind};
+use accountant_core::id::TierName;
 use accountant_core::{Direction, IpVersion};
 use accountant_lab::Namespace;
 use accountant_lab::felix::Backend;
@@ -70,8 +72,8 @@ fn policies(chains: &Chains, chain: &str) -> BTreeSet<PolicyId> {
     let (stored, kind) = (words[1], words[2]);
     let (namespace, plain) = stored.split_once('/').unwrap_or(("", stored));
     let policy = match PolicyKind::parse(kind) {
-        Some(kind) => PolicyId::from_kind(kind, namespace, plain),
-        None => PolicyId::from_stored(stored),
+        Some(kind) => Spelling::of_kind(kind, namespace, plain).in_tier(&TierName::default_tier()),
+        None => Spelling::stored(stored).in_tier(&tier_of_stored(plain).into()),
     };
     [policy].into()
 }

@@ -17,7 +17,7 @@ fn way() -> Way {
 }
 
 fn policy(name: &str) -> PolicyId {
-    PolicyId::from_kind(PolicyKind::GlobalNetworkPolicy, "", name)
+    PolicyId::new(PolicyKind::GlobalNetworkPolicy, "", name)
 }
 
 fn program() -> PolicyProgram {
