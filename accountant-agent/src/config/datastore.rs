@@ -2,6 +2,7 @@
 
 use super::calico::Fields;
 use super::felix::Felix;
+use super::proxy;
 use super::setting::{Given, Origin, Setting, without_users};
 use super::surroundings::Surroundings;
 use super::{ConfigError, DatastoreType, NameArgs};
@@ -102,7 +103,11 @@ pub(super) fn choose(
         }
         (None, None) => detect(&fields, around)?,
     };
-    Ok((chosen, fields.shown()))
+    let mut settings = fields.shown();
+    if let Datastore::Kubernetes(_) = &chosen.value {
+        settings.extend(proxy::shown(around));
+    }
+    Ok((chosen, settings))
 }
 
 fn typed(args: &NameArgs, fields: &Fields) -> Result<Option<Given<DatastoreType>>, ConfigError> {
@@ -206,6 +211,15 @@ fn kubernetes(
     fields: &Fields,
     around: &dyn Surroundings,
 ) -> Result<Option<kubernetes::Connection>, ConfigError> {
+    let Some(connection) = api_server(fields, around)? else { return Ok(None) };
+    Ok(Some(kubernetes::Connection { proxies: proxy::find(around)?, ..connection }))
+}
+
+/// The same without what may stand before it.
+fn api_server(
+    fields: &Fields,
+    around: &dyn Surroundings,
+) -> Result<Option<kubernetes::Connection>, ConfigError> {
     let api_group = match fields.get("calicoAPIGroup") {
         None => None,
         Some(given) => Some(ApiGroup::parse(given.value.trim()).ok_or_else(|| ConfigError::Value {
@@ -224,7 +238,13 @@ fn kubernetes(
         Kubeconfigs::default().and(&given.value).and_then(|all| all.check(None)).map_err(wrong)?;
         // The overrides of single fields are not applied to it.
         let source = Source::Inline(given.value.as_str().into());
-        return Ok(Some(kubernetes::Connection { source, overrides: Overrides::default(), api_group }));
+        let overrides = Overrides::default();
+        return Ok(Some(kubernetes::Connection {
+            source,
+            overrides,
+            api_group,
+            proxies: Default::default(),
+        }));
     }
     let insecure = fields.is_true("k8sInsecureSkipTLSVerify");
     if insecure && fields.get("k8sCAFile").is_some() {
@@ -243,7 +263,12 @@ fn kubernetes(
         return Err(ConfigError::Value { value, origin, wanted: "an address like https://HOST:PORT" });
     }
     let context = overrides.context.as_deref();
-    let connection = |source| kubernetes::Connection { source, overrides: overrides.clone(), api_group };
+    let connection = |source| kubernetes::Connection {
+        source,
+        overrides: overrides.clone(),
+        api_group,
+        proxies: Default::default(),
+    };
     if let Some(given) = fields.get("kubeconfig") {
         return Ok(Some(connection(Source::Files(kubeconfigs(&given.value, context, around)?))));
     }

@@ -11,6 +11,7 @@ mod error;
 mod felix;
 mod node;
 mod programs;
+mod proxy;
 pub mod setting;
 mod surroundings;
 

@@ -14,6 +14,19 @@ pub struct Connection {
     pub overrides: Overrides,
     /// The group that Calico's objects are in, where it is told.
     pub api_group: Option<ApiGroup>,
+    /// The proxies that count where the kubeconfig has none.
+    pub proxies: Proxies,
+}
+
+/// Proxies, as the environment of most programs tells them. An address may have a user and a password in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// Before servers that speak HTTP.
+    pub http: Option<Secret>,
+    /// Before servers that speak HTTPS.
+    pub https: Option<Secret>,
+    /// Servers that are reached without: names, domains, addresses and networks, separated by commas.
+    pub except: Box<str>,
 }
 
 /// Where the settings of a connection come from.

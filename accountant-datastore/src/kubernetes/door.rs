@@ -6,7 +6,7 @@
 
 use super::connection::{Connection, Overrides, Source};
 use super::follow::CONNECTION;
-use super::{KeepAlive, Kubernetes};
+use super::{KeepAlive, Kubernetes, kubeconfigs, proxy};
 use crate::cache::Cache;
 use crate::health::Health;
 use crate::patience::Waits;
@@ -120,11 +120,7 @@ async fn send(
 /// being told, as behind a firewall or load balancer that has forgotten it. (The library's own has a connection for each
 /// watch, and believes in it until the watch would end.)
 async fn client(connection: &Connection, keep_alive: KeepAlive) -> Result<Client, DoorError> {
-    let config = config(connection).await?;
-    if config.proxy_url.is_some() {
-        // The library has words for that.
-        return Ok(Client::try_from(config)?);
-    }
+    let (config, own_proxy) = config(connection).await?;
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_keepalive(Some(keep_alive.after));
@@ -136,7 +132,9 @@ async fn client(connection: &Connection, keep_alive: KeepAlive) -> Result<Client
         Some(Ok(name)) => tls.with_server_name_resolver(FixedServerNameResolver::new(name)),
         Some(Err(_)) => return Ok(Client::try_from(config)?),
     };
-    let mut connector = TimeoutConnector::new(tls.enable_all_versions().wrap_connector(tcp));
+    let proxy = proxy::choose(own_proxy.as_deref(), &connection.proxies, &config.cluster_url);
+    let wire = proxy::through(proxy.as_ref(), tcp, &config)?;
+    let mut connector = TimeoutConnector::new(tls.enable_all_versions().wrap_connector(wire));
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(config.read_timeout);
     connector.set_write_timeout(config.write_timeout);
@@ -156,20 +154,25 @@ async fn client(connection: &Connection, keep_alive: KeepAlive) -> Result<Client
     Ok(Client::new(service, config.default_namespace))
 }
 
-async fn config(connection: &Connection) -> Result<Config, DoorError> {
+/// The settings as they are now, and the proxy of the kubeconfig.
+async fn config(connection: &Connection) -> Result<(Config, Option<String>), DoorError> {
     let overrides = &connection.overrides;
     let options =
         KubeConfigOptions { context: overrides.context.as_deref().map(Into::into), ..Default::default() };
+    let mut proxy = None;
+    let mut of = async |kubeconfig: Kubeconfig| {
+        let cluster = kubeconfigs::cluster(&kubeconfig, overrides.context.as_deref());
+        proxy = cluster.and_then(|cluster| cluster.proxy_url.clone());
+        Config::from_custom_kubeconfig(kubeconfig, &options).await
+    };
     let mut config = match &connection.source {
-        Source::Inline(text) => {
-            Config::from_custom_kubeconfig(Kubeconfig::from_yaml(text.reveal())?, &options).await?
-        }
+        Source::Inline(text) => of(Kubeconfig::from_yaml(text.reveal())?).await?,
         Source::Files(files) => {
             let mut merged = Kubeconfig::default();
             for file in files {
                 merged = merged.merge(Kubeconfig::read_from(file)?)?;
             }
-            Config::from_custom_kubeconfig(merged, &options).await?
+            of(merged).await?
         }
         Source::InCluster => Config::incluster()?,
         Source::Overrides => Config::new(server(overrides)?.ok_or(DoorError::NoServer)?),
@@ -179,7 +182,7 @@ async fn config(connection: &Connection) -> Result<Config, DoorError> {
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(READ);
-    Ok(config)
+    Ok((config, proxy))
 }
 
 fn server(overrides: &Overrides) -> Result<Option<http::Uri>, DoorError> {
@@ -218,6 +221,7 @@ fn apply(overrides: &Overrides, config: &mut Config) -> Result<(), DoorError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::connection::Proxies;
     use super::*;
     use crate::secret::Secret;
 
@@ -229,8 +233,8 @@ mod tests {
                        contexts: [{name: b, context: {cluster: d, user: u}}]\ncurrent-context: b\n";
 
     async fn url(source: Source, overrides: Overrides) -> String {
-        let connection = Connection { source, overrides, api_group: None };
-        config(&connection).await.unwrap().cluster_url.to_string()
+        let connection = Connection { source, overrides, api_group: None, proxies: Proxies::default() };
+        config(&connection).await.unwrap().0.cluster_url.to_string()
     }
 
     #[tokio::test]
@@ -255,7 +259,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_used_is_told() {
         let error = |source, overrides| async {
-            let connection = Connection { source, overrides, api_group: None };
+            let connection = Connection { source, overrides, api_group: None, proxies: Proxies::default() };
             config(&connection).await.unwrap_err().to_string()
         };
         let none = Overrides::default;

@@ -49,7 +49,7 @@ pub(super) fn of(doing: &str, error: &kube::Error, otherwise: &'static str) -> F
     if let kube::Error::Api(status) = error {
         return of_status(doing, status.code, &status.message, otherwise);
     }
-    let advice = "see KUBECONFIG or K8S_API_ENDPOINT and its certificates; it is tried again";
+    let advice = "see KUBECONFIG or K8S_API_ENDPOINT, its certificates, and HTTPS_PROXY; it is tried again";
     Failure {
         reason: "connect",
         text: format!("cannot {doing}: {}", explain(error, advice)),

@@ -2,7 +2,8 @@
 //!
 //! Files that they name (certificates, tokens) are not looked at: those may come to be right later.
 
-use kube::config::{Kubeconfig, KubeconfigError};
+use super::proxy::is_proxy;
+use kube::config::{Cluster, Kubeconfig, KubeconfigError};
 
 /// Why kubeconfigs lead to no server.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,11 @@ pub enum WrongKubeconfig {
     /// The cluster of the context is not there, or has no address.
     #[error("its cluster {0:?} has no server that is an address")]
     Server(String),
+    /// The cluster has a proxy that is none.
+    #[error(
+        "its cluster {0:?} has a proxy-url that is none: write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT"
+    )]
+    Proxy(String),
 }
 
 /// Kubeconfigs, merged as kubectl does: what is first counts.
@@ -50,12 +56,25 @@ impl Kubeconfigs {
             return Err(WrongKubeconfig::Context { wanted: wanted.into(), known });
         };
         let found = clusters.iter().find(|cluster| cluster.name == context.cluster);
-        let server = found.and_then(|cluster| cluster.cluster.as_ref()?.server.as_deref());
-        match server.is_some_and(|server| server.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some())) {
-            true => Ok(()),
-            false => Err(WrongKubeconfig::Server(context.cluster.clone())),
+        let cluster = found.and_then(|cluster| cluster.cluster.as_ref());
+        let server = cluster.and_then(|cluster| cluster.server.as_deref());
+        if !server.is_some_and(|server| server.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some())) {
+            return Err(WrongKubeconfig::Server(context.cluster.clone()));
+        }
+        match cluster.and_then(|cluster| cluster.proxy_url.as_deref()) {
+            Some(proxy) if !proxy.is_empty() && !is_proxy(proxy) => {
+                Err(WrongKubeconfig::Proxy(context.cluster.clone()))
+            }
+            _ => Ok(()),
         }
     }
+}
+
+/// The cluster of a context, or else of the current one.
+pub(super) fn cluster<'a>(config: &'a Kubeconfig, context: Option<&str>) -> Option<&'a Cluster> {
+    let wanted = context.or(config.current_context.as_deref())?;
+    let context = config.contexts.iter().find(|context| context.name == wanted)?.context.as_ref()?;
+    config.clusters.iter().find(|cluster| cluster.name == context.cluster)?.cluster.as_ref()
 }
 
 /// What is wrong, without the lines of the text that are shown behind it: they may hold secrets.
@@ -94,5 +113,9 @@ mod tests {
         refused(&[GOOD], Some("x"), "no context \"x\", only [\"a\", \"b\"]");
         refused(&[GOOD], Some("b"), "its cluster \"none\"");
         refused(&[&GOOD.replace("https://one:6443", "https://a b")], None, "its cluster \"c\"");
+        let proxied = |proxy: &str| GOOD.replace("6443'", &format!("6443', proxy-url: '{proxy}'"));
+        assert_eq!(check(&[&proxied("socks5://p:1080")], None), Ok(()));
+        assert_eq!(check(&[&proxied("")], None), Ok(()));
+        refused(&[&proxied("ftp://geheim@p")], None, "its cluster \"c\" has a proxy-url that is none");
     }
 }

@@ -1,7 +1,7 @@
 //! The datastore `kubernetes`: pods of this node, and policies and host endpoints, from the Kubernetes API.
 //!
 //! `connection` says where it is (`kubeconfigs` whether they lead there), `kinds` what is read, `item` and `failure` what came and what went wrong, `pods` and
-//! `prefixes` what becomes of this node's pods: all pure. `door` connects, `discover` asks what there is, `watch` watches a kind,
+//! `prefixes` what becomes of this node's pods: all pure. `door` connects (through a `proxy` where there is one), `discover` asks what there is, `watch` watches a kind,
 //! `follow` all of them.
 //!
 //! Invariant: what an API server sends because of us grows with this node's pods and the policies, not with the cluster:
@@ -17,10 +17,12 @@ mod kinds;
 mod kubeconfigs;
 mod pods;
 mod prefixes;
+mod proxy;
 mod watch;
 
-pub use connection::{ApiGroup, Connection, Overrides, Source};
+pub use connection::{ApiGroup, Connection, Overrides, Proxies, Source};
 pub use kubeconfigs::{Kubeconfigs, WrongKubeconfig};
+pub use proxy::is_proxy;
 
 use crate::cache::{Cache, Came};
 use crate::convert::Settings;

@@ -2,7 +2,8 @@
 
 use crate::cluster::{CRD, Cluster, V3, datastore};
 use crate::common::{Has, Names, check_fixture, set};
-use accountant_datastore::kubernetes::{ApiGroup, Kubernetes};
+use crate::tunnel::Tunnel;
+use accountant_datastore::kubernetes::{ApiGroup, Connection, Kubernetes, Source};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -203,4 +204,26 @@ pub async fn a_configuration_and_felixs_own_files_tell_interfaces(binary: PathBu
     let file = folder.path().join("k8s n%2Fa eth0");
     std::fs::write(file, r#"{"ifaceName": "real0"}"#).unwrap();
     names.until("the real one", |names| at(names) == ["real0"]).await;
+}
+
+pub async fn the_proxy_of_a_kubeconfig_is_gone_through(binary: PathBuf) {
+    let cluster = Cluster::new(binary, &[]).await;
+    cluster.knp("first").await;
+    let tunnel = Tunnel::start().await;
+    let through = |user: &str| {
+        let text = std::fs::read_to_string(cluster.server.kubeconfig()).unwrap();
+        let mut kubeconfig: Value = serde_saphyr::from_str(&text).unwrap();
+        kubeconfig["clusters"][0]["cluster"]["proxy-url"] = tunnel.url(user).into();
+        let source = Source::Inline(kubeconfig.to_string().as_str().into());
+        Names::of(datastore(Connection { source, ..cluster.connection() }))
+    };
+    let mut names = through("user:secret");
+    names.in_sync().await;
+    cluster.knp("second").await;
+    names.until("both", |names| names.policy_names() == set(&["n/first", "n/second"])).await;
+    assert_eq!(tunnel.opened(), 1, "all watches are on one connection");
+    let mut refused = through("user:other");
+    refused.error("proxy authorization required").await;
+    let told = format!("{:?}", refused.status());
+    assert!(!told.contains("other") && told.contains("HTTPS_PROXY"), "{told}");
 }

@@ -3,7 +3,7 @@
 use crate::common::Names;
 use crate::common::wire::Wire;
 use crate::proxy::Proxy;
-use accountant_datastore::kubernetes::{Connection, KeepAlive, Kubernetes, Overrides, Source};
+use accountant_datastore::kubernetes::{Connection, KeepAlive, Kubernetes, Overrides, Proxies, Source};
 use accountant_rigs::{ApiServer, preload, root};
 use kube::Client;
 use kube::client::Body;
@@ -151,7 +151,7 @@ impl Cluster {
 
     pub fn connection(&self) -> Connection {
         let source = Source::Files(vec![self.server.kubeconfig().into()]);
-        Connection { source, overrides: Overrides::default(), api_group: None }
+        Connection { source, overrides: Overrides::default(), api_group: None, proxies: Proxies::default() }
     }
 
     pub fn names(&self) -> Names {
@@ -161,9 +161,8 @@ impl Cluster {
     pub async fn proxy(&self) -> (Proxy, Names) {
         let proxy = Proxy::start(self.client.clone()).await;
         let overrides = Overrides { server: Some(proxy.url().into()), ..Overrides::default() };
-        let names =
-            Names::of(datastore(Connection { overrides, source: Source::Overrides, api_group: None }));
-        (proxy, names)
+        let connection = Connection { overrides, source: Source::Overrides, ..self.connection() };
+        (proxy, Names::of(datastore(connection)))
     }
 
     /// What one gets over a wire that can be held.

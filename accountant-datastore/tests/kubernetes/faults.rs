@@ -84,7 +84,7 @@ pub async fn answers_that_refuse_are_outlasted(binary: PathBuf) {
             ..Default::default()
         },
         source: Source::Overrides,
-        api_group: None,
+        ..cluster.connection()
     }));
     late.error("(500)").await;
     proxy.rule(|_| Fate::Pass);

@@ -12,6 +12,7 @@ mod changes;
 mod cluster;
 mod faults;
 mod proxy;
+mod tunnel;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::future::Future;
@@ -69,6 +70,7 @@ tests! {
     changes::native_objects_of_3_32_are_named,
     changes::a_migration_from_v1_to_v3_loses_no_name,
     changes::a_configuration_and_felixs_own_files_tell_interfaces,
+    changes::the_proxy_of_a_kubeconfig_is_gone_through,
     faults::a_server_that_is_gone_takes_no_name_and_afterwards_all_is_as_stored,
     faults::answers_that_refuse_are_outlasted,
     faults::what_the_server_does_not_tell_takes_no_name,
