@@ -12,8 +12,10 @@ pub(super) enum EtcdError {
     NoRecords { domain: Box<str> },
     #[error("cannot speak TLS to etcd")]
     Certificate(#[from] PemError),
-    #[error("cannot connect to etcd at {servers}")]
-    Connect { servers: String, source: etcd_client::Error },
+    #[error("there is no address of etcd")]
+    NoServers,
+    #[error("cannot connect to etcd at {server}")]
+    Connect { server: Box<str>, source: etcd_client::Error },
     #[error("cannot list {what} in etcd")]
     List { what: &'static str, source: etcd_client::Error },
     #[error("etcd did not answer within {} s to listing {what}", patience.as_secs())]
@@ -34,7 +36,7 @@ impl EtcdError {
         match self {
             Self::Dns { .. } | Self::NoRecords { .. } => "dns",
             Self::Certificate(_) => "certificate",
-            Self::Connect { .. } => "connect",
+            Self::Connect { .. } | Self::NoServers => "connect",
             Self::List { .. } | Self::Silent { .. } => "list",
             Self::Watch { .. } | Self::Cancelled { .. } | Self::Ended => "watch",
             Self::Compacted { .. } => "compacted",
@@ -48,7 +50,11 @@ impl EtcdError {
                 "see ETCD_DISCOVERY_SRV and the resolver; it is tried again"
             }
             Self::Certificate(_) => "see ETCD_CA_CERT_FILE, ETCD_CERT_FILE, ETCD_KEY_FILE; it is tried again",
-            Self::Connect { .. } | Self::List { .. } | Self::Silent { .. } | Self::Watch { .. } => {
+            Self::NoServers
+            | Self::Connect { .. }
+            | Self::List { .. }
+            | Self::Silent { .. }
+            | Self::Watch { .. } => {
                 "see ETCD_ENDPOINTS and its certificates, user and password; it is tried again"
             }
             Self::Cancelled { .. } | Self::Ended | Self::Compacted { .. } => "all is read again",
