@@ -4,10 +4,11 @@
 //! of this node are those of its endpoints: nobody needs to read all namespaces for them.
 //!
 //! Invariants: after a list of a kind, what was not in it is gone (mark and sweep). An object that cannot be used is as one
-//! that is not there, as Felix has it; it is told once for each way in which it is wrong.
+//! that is not there, as Felix has it; it is told once for each way in which it is wrong. So is what is wrong with one that
+//! gives a name all the same.
 
 use crate::convert::profile::of_endpoint;
-use crate::convert::{ConvertError, Resource, Settings, convert, object_key};
+use crate::convert::{ConvertError, Resource, Settings, complaint, convert, object_key};
 use crate::{Update, explain};
 use accountant_core::id::ProfileName;
 use accountant_core::index::{Object, ObjectKey};
@@ -24,17 +25,23 @@ pub(crate) struct Told {
     object: Object,
     /// The profiles of an endpoint.
     profiles: Vec<ProfileName>,
+    /// What is wrong with it although it tells a name.
+    wrong: Option<String>,
 }
 
 impl Told {
-    /// What a resource tells, if it tells a name of this node.
-    pub(crate) fn of(resource: &Resource, settings: &Settings) -> Result<Option<Self>, ConvertError> {
-        let Some((_, object)) = convert(resource, settings)? else { return Ok(None) };
-        let profiles = match object {
-            Object::Workload(..) | Object::HostEndpoint(_) => of_endpoint(resource)?,
-            Object::Policy(..) | Object::Profile(_) => Vec::new(),
+    /// What a resource tells, if it tells a name of this node. `name` is what it is called in errors.
+    pub(crate) fn of(resource: &Resource, settings: &Settings, name: impl Fn() -> String) -> Came {
+        let told = || {
+            let Some((_, object)) = convert(resource, settings)? else { return Ok(None) };
+            let profiles = match object {
+                Object::Workload(..) | Object::HostEndpoint(_) => of_endpoint(resource)?,
+                Object::Policy(..) | Object::Profile(_) => Vec::new(),
+            };
+            let wrong = complaint(resource).map(|error| refused(&name(), &error));
+            Ok(Some(Self { object, profiles, wrong }))
         };
-        Ok(Some(Self { object, profiles }))
+        told().map_err(|error| refused(&name(), &error))
     }
 
     /// The same with another interface, where it is known better than by convention.
@@ -51,7 +58,7 @@ impl Told {
     }
 
     pub(crate) fn workload(object: Object) -> Self {
-        Self { object, profiles: Vec::new() }
+        Self { object, profiles: Vec::new(), wrong: None }
     }
 }
 
@@ -83,16 +90,17 @@ enum Reset {
 impl Cache {
     /// An object as it is now.
     pub(crate) fn put(&mut self, key: ObjectKey, came: Came) {
-        let told = match came {
+        let (told, wrong) = match came {
             Ok(told) => {
-                self.wrong.remove(&key);
-                told
+                let wrong = told.as_ref().and_then(|told| told.wrong.clone());
+                (told, wrong)
             }
-            Err(error) => {
-                self.note(&key, error);
-                None
-            }
+            Err(error) => (None, Some(error)),
         };
+        match wrong {
+            Some(error) => self.note(&key, error),
+            None => drop(self.wrong.remove(&key)),
+        }
         match told {
             None => self.take_away(&key),
             Some(told) => {
@@ -221,7 +229,7 @@ mod tests {
     fn pod(name: &str, profiles: &[&str]) -> Told {
         let workload = Workload { pod: name.into(), ..Workload::default() };
         let profiles = profiles.iter().map(|name| ProfileName::from(*name)).collect();
-        Told { object: Object::Workload(name.into(), workload), profiles }
+        Told { object: Object::Workload(name.into(), workload), profiles, wrong: None }
     }
 
     fn put(cache: &mut Cache, name: &str, profiles: &[&str]) {

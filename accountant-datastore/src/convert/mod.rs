@@ -13,6 +13,7 @@ mod pod;
 mod policy;
 pub(crate) mod profile;
 pub(crate) mod resource;
+mod selectors;
 
 pub use error::ConvertError;
 pub use resource::Resource;
@@ -116,6 +117,15 @@ pub fn convert(
     let object = (kind.convert)(&Named { resource, group, namespace, name }, settings)?;
     let key = || (key_kind(kind.name, group), namespace.into(), name.into());
     Ok(object.map(|object| (key(), object)))
+}
+
+/// What is wrong with an object that gives a name all the same: a policy of Calico's with a selector that is none.
+pub fn complaint(resource: &Resource) -> Option<ConvertError> {
+    let kind = resource.kind.text("kind").ok()?;
+    let version = resource.api_version.text("apiVersion").ok()?;
+    let group = version.rsplit_once('/').map_or("", |(group, _)| group);
+    let has_selectors = CALICO.contains(&group) && ["NetworkPolicy", "GlobalNetworkPolicy"].contains(&kind);
+    if has_selectors { selectors::check(resource.spec().ok()?).err() } else { None }
 }
 
 /// What tells an object apart, as [`convert`] keys it, without looking into the object.

@@ -1,10 +1,11 @@
 //! An object of Kubernetes or Calico, as far as names need it, whatever its kind and wherever it was read.
 //!
 //! One slim struct for all kinds: the kind may come last in an object, and no field that we read means two things.
-//! Everything else (rules, containers, `managedFields`) is skipped while reading.
+//! Everything else (ports, containers, `managedFields`) is skipped while reading.
 
 use super::ConvertError;
 use super::field::{Field, Group, read_from_maps};
+use super::selectors::{Checked, CheckedRules};
 use serde::Deserialize;
 
 /// An object as it is in the datastore. Read it with serde from anything that describes itself.
@@ -70,6 +71,13 @@ pub(crate) struct Spec {
     pub(crate) service_account_name: Field<Box<str>>,
     /// Policies of Calico: the tier. ClusterNetworkPolicy: `Admin` or `Baseline`.
     pub(crate) tier: Field<Box<str>>,
+    /// Policies of Calico: whom they are for.
+    pub(crate) selector: Field<Checked>,
+    pub(crate) namespace_selector: Field<Checked>,
+    pub(crate) service_account_selector: Field<Checked>,
+    /// Policies of Calico: their rules.
+    pub(crate) ingress: Field<CheckedRules>,
+    pub(crate) egress: Field<CheckedRules>,
     /// HostEndpoint: the node it is on.
     pub(crate) node: Field<Box<str>>,
     /// HostEndpoint and WorkloadEndpoint: the interface.

@@ -3,6 +3,8 @@
 use super::*;
 use accountant_core::index::{HostEndpoint, Workload};
 
+mod policies;
+
 /// The settings of node `n1`.
 fn settings() -> Settings {
     Settings::new("n1", "cali,tap")
@@ -21,11 +23,15 @@ fn told(object: &Object) -> String {
     }
 }
 
+fn resource(yaml: &str) -> Resource {
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_str_with_options(yaml, options).expect("a map")
+}
+
 /// `yaml` is one object; `want` is `KIND NAMESPACE NAME: ...`, `nothing`, or an error.
 #[track_caller]
 fn check(yaml: &str, want: &str) {
-    let options = serde_saphyr::options! { strict_booleans: true };
-    let resource: Resource = serde_saphyr::from_str_with_options(yaml, options).expect("a map");
+    let resource = resource(yaml);
     let found = match convert(&resource, &settings()) {
         Ok(None) => "nothing".to_string(),
         Ok(Some(((kind, namespace, name), object))) => {

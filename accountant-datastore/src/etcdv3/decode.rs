@@ -1,7 +1,7 @@
 //! An entry of etcd to what it tells. Pure; any bytes give a name, nothing, or a reason.
 
 use super::keys::{self, ENDPOINTS, GROUP, Named};
-use crate::cache::{Came, Told, refused};
+use crate::cache::{Came, Told};
 use crate::convert::field::{Field, Group};
 use crate::convert::resource::{Metadata, cut};
 use crate::convert::{Resource, Settings, object_key};
@@ -51,7 +51,7 @@ fn decode(kind: &str, namespace: &str, name: &str, value: &[u8], settings: &Sett
     resource.kind = text(kind);
     resource.api_version = Field::Is(format!("{GROUP}/v3").into());
     resource.metadata = Group::Is(metadata);
-    Told::of(&resource, settings).map_err(|error| refused(&object(), &error))
+    Told::of(&resource, settings, object)
 }
 
 #[cfg(test)]

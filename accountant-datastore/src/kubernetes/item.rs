@@ -3,7 +3,7 @@
 //! The library's own types refuse a whole list for one object that they cannot read, and keep all fields of the others.
 
 use super::kinds::Kind;
-use crate::cache::{Came, Told, refused};
+use crate::cache::{Came, Told};
 use crate::convert::field::{Field, Group};
 use crate::convert::{Resource, Settings, object_key};
 use accountant_core::index::ObjectKey;
@@ -98,8 +98,7 @@ pub(super) fn identify(kind: &Kind, resource: &mut Resource) -> ObjectKey {
 
 /// What an object tells.
 pub(super) fn told(resource: &Resource, settings: &Settings) -> Came {
-    let object = || format!("{} in Kubernetes", resource.describe());
-    Told::of(resource, settings).map_err(|error| refused(&object(), &error))
+    Told::of(resource, settings, || format!("{} in Kubernetes", resource.describe()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::document::{Document, SyntaxError, Unfolded, parse};
 use super::facts::{MAX_ERRORS, MAX_FILE_BYTES};
 use super::split::{Piece, split};
 use crate::convert::field::Field;
-use crate::convert::{ConvertError, Resource, Settings, convert};
+use crate::convert::{ConvertError, Resource, Settings, complaint, convert};
 use accountant_core::index::{Object, ObjectKey};
 use std::collections::BTreeMap;
 
@@ -179,6 +179,8 @@ impl Reader<'_> {
                 self.decoded.objects.insert(key, name);
                 if differs {
                     self.fail(DecodeError::Twice { file: file(), line, object });
+                } else if let Some(source) = complaint(resource) {
+                    self.fail(DecodeError::Object { file: file(), line, object, source });
                 }
             }
             Err(source) => self.fail(DecodeError::Object { file: file(), line, object, source }),

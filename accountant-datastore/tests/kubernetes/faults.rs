@@ -211,10 +211,11 @@ pub async fn objects_that_cannot_be_used_are_told_by_name(binary: PathBuf) {
         "GlobalNetworkPolicy list.spec in Kubernetes: spec must not be a list",
         "HostEndpoint no-node in Kubernetes: spec.node is missing",
         "GlobalNetworkPolicy hidden in Kubernetes: annotation",
+        "GlobalNetworkPolicy a.good-one in Kubernetes: spec.selector does not parse",
     ] {
         assert!(errors.contains(part), "{part} is in {errors}");
     }
-    assert_eq!(names.count("object"), 4);
+    assert_eq!(names.count("object"), 5);
     let path = "/apis/crd.projectcalico.org/v1/globalnetworkpolicies";
     cluster.patch(&format!("{path}/wrong-tier"), json!({"spec": {"tier": "t"}})).await;
     cluster.patch(&format!("{path}/no-spec"), json!({"spec": {"tier": []}})).await;
