@@ -8,12 +8,13 @@ use accountant_lab::felix::Backend;
 use accountant_lab::policy::Truth;
 use accountant_lab::scenario::{Visit, demo};
 use accountant_lab::{Agent, Namespace};
+use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use support::lab::{Lab, dialect};
-use support::{Scrape, program, wait_until};
+use support::{Scrape, program, run, wait_until};
 
 /// Prometheus' tool, which `cargo xtask setup` unpacks.
 fn promtool() -> PathBuf {
@@ -172,4 +173,61 @@ fn a_port_that_is_taken() {
     // It counts meanwhile, and tries again by itself.
     drop(taken);
     wait_until("it serves", || agent.get("/readyz").is_ok_and(|answer| answer.status == 200));
+}
+
+/// The families that JSON and metrics share.
+const FAMILIES: [&str; 6] =
+    ["policy", "default_deny", "profile", "endpoint_chain", "endpoint", "unattributed"];
+
+/// JSON has an entry for each series of the metrics, also for those at zero, wherever it comes from; the table has those
+/// in which something was counted.
+#[test]
+fn json_has_every_series() {
+    with_accounts(&[], |lab, agent| {
+        let scrape = Scrape::parse(&agent.get("/metrics").unwrap().body);
+        let (out, err, _) = run(lab.node.host(), &["show", "--json"]);
+        let shown: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
+        for object in [&agent.accounts().unwrap(), &shown] {
+            let accounts = object["accounts"].as_array().unwrap();
+            for family in FAMILIES {
+                let name = format!("calico_accountant_{family}_packets_total");
+                let series = scrape.series.keys().filter(|(other, _)| *other == name).count();
+                let entries = accounts.iter().filter(|account| account["family"] == family).count();
+                assert_eq!(entries, series, "{family}");
+            }
+            assert!(accounts.iter().any(|account| account["family"] == "policy" && account["packets"] == 0));
+        }
+        let lines = |more: &[&str]| run(lab.node.host(), &[&["show"], more].concat()).0.lines().count();
+        assert!(lines(&[]) < lines(&["--all"]));
+    });
+}
+
+/// `show` asks where an agent with the same settings listens.
+#[test]
+fn show_asks_where_the_agent_listens() {
+    let namespace = Namespace::new("asked").unwrap();
+    let listener = namespace.enter(|| TcpListener::bind("127.0.0.1:9101")).unwrap().unwrap();
+    // In the place of an agent.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 1024];
+            let body = r#"{"accounts": [], "asked": true}"#;
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(format!("{head}{body}").as_bytes());
+        }
+    });
+    for (variable, value, arguments) in [
+        ("METRICS_SERVER_PORT", "9101", &[][..]),
+        ("ACCOUNTANT_LISTEN_ADDRESS", "[::]:9101", &[]),
+        ("METRICS_SERVER_PORT", "9102", &["--listen-address", "127.0.0.1:9103,:9101"]),
+        ("ACCOUNTANT_LISTEN_ADDRESS", "[::]:9102", &["--agent", "127.0.0.1:9101"]),
+    ] {
+        let mut command = namespace.command(&program().display().to_string()).unwrap();
+        let command = command.args(["show", "--json"]).args(arguments).env(variable, value);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("\"asked\": true"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    }
 }

@@ -82,7 +82,7 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         "kernel": kernel(),
         "node": node,
         "configuration": {"settings": settings, "wrong": wrong},
-        "listen": args.agent.serving.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "listen": args.agent.serving.listening.addresses().iter().map(ToString::to_string).collect::<Vec<_>>(),
         "bird": bird(args),
         "web": {"serving": web, "wrong": web_wrong},
         "capabilities": capabilities,

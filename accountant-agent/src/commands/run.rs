@@ -45,7 +45,7 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = names.node.value, "counting");
     let listen = match serving.web_systemd_socket {
         true => Listen::from_systemd().context("taking the sockets of systemd (--web.systemd-socket)")?,
-        false => serving.addresses().into_iter().map(Listen::Address).collect(),
+        false => serving.listening.addresses().into_iter().map(Listen::Address).collect(),
     };
     http::start(listen, service, web, Limits::default()).context("starting the HTTP server")?;
     let counting = tokio::spawn(engine.run());

@@ -31,12 +31,15 @@ pub fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
 
 async fn print(args: &ShowArgs) -> anyhow::Result<()> {
     let mut direct = None;
+    let agents = args.agent.map_or_else(|| args.listening.reached_at(), |agent| vec![agent]);
     loop {
         let object = match (&direct, args.direct) {
-            _ if args.denied => ask(args.agent, "/denied").await?.ok_or_else(|| {
-                anyhow!("no agent answers at {} (--agent): only a running one sees denied flows", args.agent)
+            _ if args.denied => ask_any(&agents, "/denied").await?.ok_or_else(|| {
+                let agents: Vec<_> = agents.iter().map(ToString::to_string).collect();
+                let agents = agents.join(", ");
+                anyhow!("no agent answers at {agents} (--agent): only a running one sees denied flows")
             })?,
-            (None, false) => match ask(args.agent, &format!("/accounts?all={}", args.all)).await? {
+            (None, false) => match ask_any(&agents, "/accounts").await? {
                 Some(object) => object,
                 None => read(args, &mut direct).await?,
             },
@@ -45,7 +48,7 @@ async fn print(args: &ShowArgs) -> anyhow::Result<()> {
         let text = match (args.json, args.denied) {
             (true, _) => format!("{object:#}\n"),
             (false, true) => denied::render(&object, SystemTime::now()),
-            (false, false) => table::render(&object),
+            (false, false) => table::render(&object, args.all),
         };
         let clear = if args.watch && !args.json { "\x1b[2J\x1b[H" } else { "" };
         match io::stdout().lock().write_all(format!("{clear}{text}").as_bytes()) {
@@ -60,11 +63,21 @@ async fn print(args: &ShowArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Asks the running agent. Nothing if none runs.
+/// Asks the running agent, wherever of these it is. Nothing if none runs.
+async fn ask_any(agents: &[SocketAddr], path: &str) -> anyhow::Result<Option<Value>> {
+    for agent in agents {
+        if let Some(answer) = ask(*agent, path).await? {
+            return Ok(Some(answer));
+        }
+    }
+    Ok(None)
+}
+
+/// Asks an agent. Nothing if none runs there.
 async fn ask(agent: SocketAddr, path: &str) -> anyhow::Result<Option<Value>> {
     let stream = match TcpStream::connect(agent).await {
         Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
+        Err(error) if is_nobody(&error) => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("asking the agent at {agent} (--agent)")),
     };
     let asking = async {
@@ -85,6 +98,12 @@ async fn ask(agent: SocketAddr, path: &str) -> anyhow::Result<Option<Value>> {
         .and_then(|answer| answer)
         .map(Some)
         .with_context(|| format!("asking the agent at {agent} (--agent)"))
+}
+
+/// Whether nobody listens there: also where the host has no such address, as without IPv6.
+fn is_nobody(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, ConnectionRefused, NetworkUnreachable};
+    matches!(error.kind(), AddrNotAvailable | ConnectionRefused | NetworkUnreachable)
 }
 
 /// An engine of our own.
@@ -113,7 +132,7 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
             failing.iter().map(|s| format!("{}: {}", s.source.as_str(), s.reason)).collect();
         return Err(anyhow!("nothing is counted: {}", reasons.join("; ")));
     }
-    Ok(json::render(&published, args.all))
+    Ok(json::render(&published))
 }
 
 /// Nothing that is attached for a moment sees enough to be worth it.

@@ -9,6 +9,7 @@ mod datastore;
 mod docs;
 mod error;
 mod felix;
+mod listen;
 mod node;
 mod programs;
 mod proxy;
@@ -17,6 +18,7 @@ mod surroundings;
 
 pub use datastore::Datastore;
 pub use error::ConfigError;
+pub use listen::ListenArgs;
 pub use programs::{DetachArgs, KernelPrograms, PinArgs, ProgramArgs};
 pub use surroundings::{Process, Surroundings};
 
@@ -157,10 +159,9 @@ pub struct SourceArgs {
 /// How the agent runs.
 #[derive(Clone, Debug, Args)]
 pub struct ServingArgs {
-    /// Address and port to serve on; can be given several times. Default: port 9009, or $METRICS_SERVER_PORT, on all
-    /// addresses.
-    #[arg(long, alias = "web.listen-address", env = "ACCOUNTANT_LISTEN_ADDRESS", value_name = "ADDR:PORT", value_delimiter = ',', value_parser = address)]
-    pub listen_address: Vec<SocketAddr>,
+    /// Where it listens.
+    #[command(flatten)]
+    pub listening: ListenArgs,
     /// Serve on the sockets that systemd hands over, instead of on addresses.
     #[arg(long = "web.systemd-socket", env = "ACCOUNTANT_WEB_SYSTEMD_SOCKET", value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
     pub web_systemd_socket: bool,
@@ -168,9 +169,6 @@ pub struct ServingArgs {
     /// again when it, or a certificate, changes.
     #[arg(long = "web.config.file", env = "ACCOUNTANT_WEB_CONFIG_FILE", value_name = "FILE")]
     pub web_config_file: Option<PathBuf>,
-    /// Port of the default listen address, as calico-accountant has it.
-    #[arg(long, env = "METRICS_SERVER_PORT", hide = true, default_value_t = 9009)]
-    pub metrics_server_port: u16,
     /// How often to read the counters.
     #[arg(long, env = "ACCOUNTANT_POLL_INTERVAL", value_name = "TIME", default_value = "10s", value_parser = interval)]
     pub poll_interval: Duration,
@@ -218,15 +216,18 @@ pub struct ShowArgs {
     /// Print again and again.
     #[arg(long)]
     pub watch: bool,
-    /// Also print accounts in which nothing was counted.
+    /// Also show accounts in which nothing was counted; JSON has them anyway.
     #[arg(long)]
     pub all: bool,
     /// Print the flows that were denied lately, with the policies that denied them, as the running agent saw them.
     #[arg(long, conflicts_with_all = ["all", "direct"])]
     pub denied: bool,
-    /// The agent to ask.
-    #[arg(long, env = "ACCOUNTANT_AGENT", value_name = "ADDR:PORT", default_value = "127.0.0.1:9009")]
-    pub agent: SocketAddr,
+    /// The agent to ask. Default: where one of the same environment listens on this host.
+    #[arg(long, env = "ACCOUNTANT_AGENT", value_name = "ADDR:PORT")]
+    pub agent: Option<SocketAddr>,
+    /// Where it listens.
+    #[command(flatten)]
+    pub listening: ListenArgs,
     /// Read the counters directly even if an agent runs.
     #[arg(long)]
     pub direct: bool,
@@ -252,13 +253,6 @@ pub struct CheckArgs {
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number and a unit, like 500ms or 10s"))
-}
-
-/// As Prometheus' exporters take it: without an address, a port of all of them.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let wildcard = text.strip_prefix(':').map(|port| format!("[::]:{port}"));
-    let parsed = wildcard.as_deref().unwrap_or(text).parse();
-    parsed.map_err(|_| "write an address and a port, like 127.0.0.1:9009, [::1]:9009 or :9009".into())
 }
 
 /// Felix takes the same: names of interfaces, separated by commas.
@@ -378,17 +372,6 @@ impl SourceArgs {
         match sockets.iter().find(|socket| !names.insert(&socket.daemon)) {
             Some(twice) => Err(ConfigError::SameDaemon(twice.daemon.clone())),
             None => Ok(sockets),
-        }
-    }
-}
-
-impl ServingArgs {
-    /// The addresses to serve on. With none given, both IP versions' wildcard of the port.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        if self.listen_address.is_empty() {
-            vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, self.metrics_server_port))]
-        } else {
-            self.listen_address.clone()
         }
     }
 }

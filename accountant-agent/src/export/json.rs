@@ -11,12 +11,10 @@ use std::time::SystemTime;
 /// The version of the form.
 pub const VERSION: u64 = 1;
 
-/// The whole view; with `all`, accounts in which nothing was counted too.
-pub fn render(published: &Published, all: bool) -> Value {
+/// The whole view: every account that `/metrics` has a series of, also those in which nothing was counted.
+pub fn render(published: &Published) -> Value {
     let view = &published.view;
-    let counted = |account: &&ShownAccount| all || !view.balance(account).is_zero();
-    let accounts: Vec<_> =
-        view.accounts.own.iter().filter(counted).map(|account| entry(view, account)).collect();
+    let accounts: Vec<_> = view.accounts.own.iter().map(|account| entry(view, account)).collect();
     let sources: Vec<_> = published
         .status
         .sources

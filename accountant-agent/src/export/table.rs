@@ -9,12 +9,13 @@ const HEADINGS: [&str; 8] =
 /// Columns that hold numbers.
 const NUMBERS: [usize; 2] = [6, 7];
 
-/// Renders the object of [`super::json::render`].
-pub fn render(object: &Value) -> String {
+/// Renders the object of [`super::json::render`]; accounts in which nothing was counted only with `all`.
+pub fn render(object: &Value, all: bool) -> String {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::NOTHING).set_header(HEADINGS);
-    let accounts = object["accounts"].as_array().map(Vec::as_slice).unwrap_or_default();
-    table.add_rows(accounts.iter().map(row));
+    let counted = |account: &&Value| all || account["packets"] != 0 || account["bytes"] != 0;
+    let accounts: Vec<_> = object["accounts"].as_array().into_iter().flatten().filter(counted).collect();
+    table.add_rows(accounts.iter().copied().map(row));
     for number in NUMBERS {
         if let Some(column) = table.column_mut(number) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -99,10 +100,11 @@ mod tests {
                  "tier": "default", "policy_kind": "NetworkPolicy", "policy_namespace": "shop", "policy": "p",
                  "action": "deny", "packets": 7, "bytes": 420},
                 {"family": "unattributed", "source": "nftables", "cause": "history", "packets": 1, "bytes": 2},
+                {"family": "unattributed", "source": "nftables", "cause": "rewrite", "packets": 0, "bytes": 0},
             ],
             "sources": [{"name": "nftables", "state": "counting", "reason": ""}],
         });
-        let text = render(&object);
+        let text = render(&object, false);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[1].split_whitespace().collect::<Vec<_>>().join(" "),
@@ -110,5 +112,7 @@ mod tests {
         );
         assert!(lines[2].contains("unattributed: history"));
         assert_eq!(lines[3], "source nftables: counting");
+        let all = render(&object, true);
+        assert!(all.lines().count() == 5 && all.contains("unattributed: rewrite"), "{all}");
     }
 }

@@ -136,7 +136,7 @@ impl Agent {
 
     /// All accounts, as JSON.
     pub fn accounts(&self) -> Result<Value> {
-        let answer = self.get("/accounts?all=true")?;
+        let answer = self.get("/accounts")?;
         let accounts = serde_json::from_str(&answer.body);
         accounts.map_err(|_| Error::Agent { doing: "tell its accounts", log: self.log() })
     }

@@ -18,12 +18,11 @@ use super::json;
 use super::prometheus::{Exporter, Format, Selection};
 use crate::engine::Handle;
 use axum::Router;
-use axum::extract::{Query, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use crowd::Crowd;
-use serde::Deserialize;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +98,7 @@ async fn landing() -> Html<&'static str> {
         env!("CARGO_PKG_VERSION"),
         "<ul><li><a href=/metrics>/metrics</a>: for Prometheus; ",
         "<code>?collect[]=NAME</code> chooses families",
-        "<li><a href=/accounts>/accounts</a>: the accounts as JSON, <a href=\"/accounts?all=true\">also those at zero</a>",
+        "<li><a href=/accounts>/accounts</a>: the accounts as JSON",
         "<li><a href=/denied>/denied</a>: flows that were denied lately, as JSON",
         "<li><a href=/readyz>/readyz</a>: whether all that applies is read, or why not",
         "<li><a href=/healthz>/healthz</a>: whether the agent lives</ul>\n",
@@ -117,15 +116,9 @@ async fn metrics(State(service): State<Service>, RawQuery(query): RawQuery, head
     Pieces::response(format.content_type(), service.exporter.render(&published, format, &selection))
 }
 
-#[derive(Deserialize)]
-struct AccountsQuery {
-    #[serde(default)]
-    all: bool,
-}
-
-async fn accounts(State(service): State<Service>, Query(query): Query<AccountsQuery>) -> Response {
+async fn accounts(State(service): State<Service>) -> Response {
     let published = service.fresh().await;
-    Pieces::response("application/json", json::render(&published, query.all).to_string())
+    Pieces::response("application/json", json::render(&published).to_string())
 }
 
 async fn denied(State(service): State<Service>) -> Response {
