@@ -46,6 +46,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure what names of a large cluster cost, with real servers: the table of docs/datastore.md. Needs Go.
+    Scale,
     /// Write what is generated in docs.
     Docs,
     /// Write what is generated in deploy: dashboards, plain manifests, the PrometheusRule. Needs Go.
@@ -70,6 +72,7 @@ fn main() -> Result<()> {
         Command::Test { arguments } => test::run(&arguments),
         Command::VmTest(args) => vm::run(&args),
         Command::Bench { arguments } => bench(&arguments),
+        Command::Scale => scale(),
         Command::Docs => docs(),
         Command::Deploy => deploy(),
         Command::Image(args) => package::image::run(&args),
@@ -101,6 +104,15 @@ fn bench(arguments: &[String]) -> Result<()> {
         arguments.extend(["--markdown".into(), "docs/performance.md".into()]);
     }
     cargo(&["run", "--release", "--quiet", "--package", "accountant-bench", "--"]).args(&arguments).run()
+}
+
+fn scale() -> Result<()> {
+    setup::everything()?;
+    build()?;
+    let program = command::root().join("target/release/accountant");
+    say("measuring with 10 000 policies and 50 000 pods");
+    let test = ["test", "--workspace", "--test", "datastores", "--", "--ignored", "--nocapture", "measure"];
+    cargo(&test).env("ACCOUNTANT_PROGRAM", program).env("ACCOUNTANT_REQUIRE_SERVERS", "1").run()
 }
 
 /// Tests compare documents with what they are made from, and write them when asked to: package, kind of test, name.

@@ -42,8 +42,7 @@ fn main() -> ExitCode {
     let kubernetes =
         move || through_all::<InKubernetes>(&binary.map_err(Failed::from)?, Version::V3_32, Backend::Legacy);
     let tests = vec![
-        Trial::test("measure_etcd", scale::etcd).with_ignored_flag(true),
-        Trial::test("measure_kubernetes", move || scale::kubernetes(&at)).with_ignored_flag(true),
+        Trial::test("measure", move || scale::measure(&at)).with_ignored_flag(true),
         Trial::test("etcd_is_found_by_srv_records", srv::etcd_is_found_by_srv_records),
         Trial::test("etcd_names_come_later_and_go_without_loss", etcd),
         Trial::test("kubernetes_names_come_later_and_go_without_loss", kubernetes).with_ignored_flag(missing),
@@ -61,27 +60,29 @@ trait Server: Sized + Send {
     fn configuration(&self) -> Value;
 }
 
-struct InEtcd(Etcd);
+/// A cluster of three. When it is away, one of them is still there, without a leader.
+struct InEtcd([Etcd; 3]);
 
 impl Server for InEtcd {
     fn start(_: &Path, objects: &[Value]) -> Self {
-        let etcd = Etcd::start().unwrap();
+        let members = Etcd::start_members().unwrap();
         for (key, value) in objects.iter().map(etcd_entry) {
-            etcd.put(&key, &value.to_string()).unwrap();
+            members[0].put(&key, &value.to_string()).unwrap();
         }
-        Self(etcd)
+        Self(members)
     }
 
     fn kill(&mut self) {
-        self.0.kill();
+        self.0[1..].iter_mut().for_each(Etcd::kill);
     }
 
     fn restart(&mut self, _: &Path) {
-        self.0.restart().unwrap();
+        Etcd::restart_members(&mut self.0).unwrap();
     }
 
     fn configuration(&self) -> Value {
-        json!({"etcdEndpoints": self.0.endpoint()})
+        let endpoints: Vec<_> = self.0.iter().map(Etcd::endpoint).collect();
+        json!({"etcdEndpoints": endpoints.join(",")})
     }
 }
 

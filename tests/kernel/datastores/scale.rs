@@ -1,12 +1,13 @@
 //! What a large cluster costs: 10 000 policies, 50 000 pods on 500 nodes, of which ours has 100. Prints what one agent takes
-//! and what it asks of the server. `ACCOUNTANT_PROGRAM` is the agent to measure, to be built in release.
+//! and what it asks of the server. `cargo xtask scale` runs it with a release build, which `ACCOUNTANT_PROGRAM` tells.
 
 use crate::support::{Scrape, program};
 use accountant_lab::{Agent, Namespace};
 use accountant_rigs::{ApiServer, Etcd, preload};
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -70,27 +71,57 @@ fn write_cluster(path: &Path) {
     }
 }
 
-pub(crate) fn kubernetes(binary: &Path) -> Result<(), Failed> {
+/// Measures both, and prints the table of `docs/datastore.md`.
+pub(crate) fn measure(binary: &Path) -> Result<(), Failed> {
+    let columns = [kubernetes(binary), etcd()];
+    println!("\n| | `kubernetes` | `etcdv3` |\n|---|---|---|");
+    for (kubernetes, etcd) in columns[0].iter().zip(&columns[1]) {
+        assert_eq!(kubernetes.0, etcd.0);
+        println!("| {} | {} | {} |", kubernetes.0, kubernetes.1, etcd.1);
+    }
+    Ok(())
+}
+
+/// A row of the table: what, and how much.
+type Row = (&'static str, String);
+
+fn kubernetes(binary: &Path) -> Vec<Row> {
     let namespace = Namespace::new("scale").unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     write_cluster(file.path());
     let server = namespace.enter(|| ApiServer::start_with(binary, &[], file.path()).unwrap()).unwrap();
     let configuration = json!({"datastoreType": "kubernetes", "kubeconfig": server.kubeconfig()});
-    measure("kubernetes", &namespace, &configuration, Some(server.pid()));
-    Ok(())
+    let metrics = || {
+        let get = async {
+            let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
+            let config =
+                kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+            let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
+            Client::try_from(config.unwrap()).unwrap().request_text(request).await.unwrap()
+        };
+        // Watches are counted when they end.
+        total(&crate::block_on(get), &["apiserver_request_total{", "apiserver_longrunning_requests{"])
+    };
+    measure_agent(&namespace, &configuration, server.pid(), &metrics)
 }
 
-pub(crate) fn etcd() -> Result<(), Failed> {
+fn etcd() -> Vec<Row> {
     let namespace = Namespace::new("scale").unwrap();
-    let etcd = namespace
-        .enter(|| {
-            let etcd = Etcd::start().unwrap();
-            crate::block_on(fill(&etcd));
-            etcd
-        })
-        .unwrap();
-    measure("etcdv3", &namespace, &json!({"etcdEndpoints": etcd.endpoint()}), etcd.pid());
-    Ok(())
+    let etcd = namespace.enter(|| Etcd::start().unwrap()).unwrap();
+    namespace.enter(|| crate::block_on(fill(&etcd))).unwrap();
+    let configuration = json!({"etcdEndpoints": etcd.endpoint()});
+    // Watches are opened within one request.
+    let metrics = || {
+        total(&etcd.metrics().unwrap(), &["grpc_server_started_total{", "etcd_debugging_mvcc_watcher_total "])
+    };
+    measure_agent(&namespace, &configuration, etcd.pid().unwrap(), &metrics)
+}
+
+/// The sum of all series that begin so.
+fn total(metrics: &str, series: &[&str]) -> f64 {
+    let of_these = |line: &&str| series.iter().any(|series| line.starts_with(series));
+    let value = |line: &str| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap();
+    metrics.lines().filter(of_these).map(value).sum()
 }
 
 async fn fill(etcd: &Etcd) {
@@ -124,7 +155,13 @@ async fn fill(etcd: &Etcd) {
     }
 }
 
-fn measure(name: &str, namespace: &Namespace, configuration: &Value, server: Option<u32>) {
+/// What one agent takes, and asks of the server with this process. `requests` tells how many the server had so far.
+fn measure_agent(
+    namespace: &Namespace,
+    configuration: &Value,
+    server: u32,
+    requests: &(dyn Fn() -> f64 + Sync),
+) -> Vec<Row> {
     let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
     let configuration =
         json!({"apiVersion": "projectcalico.org/v3", "kind": "CalicoAPIConfig", "spec": configuration});
@@ -132,41 +169,42 @@ fn measure(name: &str, namespace: &Namespace, configuration: &Value, server: Opt
     let program = agent();
     let alone = Agent::spawn(namespace, &program, &["--datastore-type", "none"]).unwrap();
     until(&alone, |_| true);
-    let without = memory(alone.pid());
+    let without = memory(alone.pid()).0;
     drop(alone);
 
+    let requests = || namespace.enter(requests).unwrap();
     let arguments = ["--calico-config", file.path().to_str().unwrap(), "--node-name", "node-7"];
-    let (bytes, cpu) = (received(namespace), server.map(processor));
+    let asked = requests();
+    let (bytes, cpu) = (received(namespace), processor(server));
     let begin = Instant::now();
     let agent = Agent::spawn(namespace, &program, &arguments).unwrap();
     let scrape = until(&agent, |scrape| scrape.sum("calico_accountant_datastore_in_sync", &[]) == 1.0);
     let took = begin.elapsed();
-    let (bytes, own) = (received(namespace) - bytes, processor(agent.pid()));
-    let cpu = server.zip(cpu).map(|(server, before)| processor(server) - before);
+    let (bytes, cpu, own) = (received(namespace) - bytes, processor(server) - cpu, processor(agent.pid()));
     let objects = scrape.sum("calico_accountant_datastore_objects", &[]);
-    let mut report =
-        format!("{name}: in sync after {took:?}, {objects} objects, {bytes} bytes on loopback both ways\n");
-    let _ = writeln!(
-        report,
-        "  agent: {}; {own:?} of a processor; without a datastore {without}",
-        memory(agent.pid())
+    // The last asking of this is among what is counted.
+    let asked = requests() - asked - 1.0;
+    let (now, most) = memory(agent.pid());
+    let before = (processor(server), processor(agent.pid()), received(namespace));
+    std::thread::sleep(QUIET);
+    let after = (processor(server), processor(agent.pid()), received(namespace));
+    let quiet = format!(
+        "{:.1} kB; {:.2} s of the server's processor, {:.2} s of the agent's",
+        (after.2 - before.2) as f64 / 1e3,
+        (after.0 - before.0).as_secs_f64(),
+        (after.1 - before.1).as_secs_f64()
     );
-    let _ = writeln!(report, "  server: {cpu:?} of a processor for that");
-    let (before, bytes) = ((server.map(processor), processor(agent.pid())), received(namespace));
-    let end = Instant::now() + QUIET;
-    while let Some(rest) = end.checked_duration_since(Instant::now()) {
-        std::thread::sleep(rest);
-    }
-    let after = (server.map(processor), processor(agent.pid()));
-    let _ = writeln!(
-        report,
-        "  quiet for {QUIET:?}: server {:?}, agent {:?} of a processor, {} bytes; agent {}",
-        after.0.zip(before.0).map(|(after, before)| after - before),
-        after.1 - before.1,
-        received(namespace) - bytes,
-        memory(agent.pid())
-    );
-    println!("{report}");
+    vec![
+        ("names", format!("{objects}")),
+        ("from start to in sync", format!("{:.1} s", took.as_secs_f64())),
+        ("memory in sync (highest)", format!("{now:.1} MiB ({most:.1} MiB)")),
+        ("memory without a datastore", format!("{without:.1} MiB")),
+        ("processor time of the agent", format!("{:.1} s", own.as_secs_f64())),
+        ("processor time of the server", format!("{:.1} s", cpu.as_secs_f64())),
+        ("requests and watches", format!("{asked}")),
+        ("bytes on the wire", format!("{:.1} MB", bytes as f64 / 1e6)),
+        ("in the 30 s after that, nothing changing", quiet),
+    ]
 }
 
 /// Waits for a scrape that fits.
@@ -184,14 +222,14 @@ fn until(agent: &Agent, fits: impl Fn(&Scrape) -> bool) -> Scrape {
     }
 }
 
-/// Resident memory now and at most.
-fn memory(pid: u32) -> String {
+/// Resident memory now and at most, in MiB.
+fn memory(pid: u32) -> (f64, f64) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() as f64 / 1024.0
     };
-    format!("{:.1} MiB resident, {:.1} MiB at most", field("VmRSS:"), field("VmHWM:"))
+    (field("VmRSS:"), field("VmHWM:"))
 }
 
 /// Processor time that a process took.
