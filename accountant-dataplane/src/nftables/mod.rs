@@ -134,7 +134,7 @@ impl Nftables {
     }
 
     /// The generation of all that was read before. A commit shows in the rules a moment before it shows in the generation
-    /// (seen on Linux 6.18, where a processor that rests in between makes it milliseconds), so it is asked for when none is under way.
+    /// (so it must be on Linux 6.18, where dumps had rules of the commit to come), so it is asked for when none is under way.
     fn generation_at_rest(&mut self) -> Result<u32, SourceError> {
         self.query.wait_for_commits()?;
         self.generation()

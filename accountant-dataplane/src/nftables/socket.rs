@@ -52,6 +52,17 @@ impl Query {
         Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
+    /// Waits until no commit is under way, with a batch that has nothing in it: the kernel takes the lock of commits for it,
+    /// and changes nothing.
+    pub(crate) fn wait_for_commits(&mut self) -> Result<(), SourceError> {
+        // What it is answered, if anything, is not listened to: the next question has another number.
+        self.sequence = self.sequence.wrapping_add(1);
+        let batch =
+            BATCH.map(|kind| wire::request(kind, NLM_F_REQUEST, self.sequence, &OF_NFTABLES)).concat();
+        send(self.fd.as_raw_fd(), &batch, MsgFlags::empty()).map_err(|e| failed("asking", e))?;
+        Ok(())
+    }
+
     /// Sends a request and hands every message of the answer to `each`, with the kind that it has.
     pub(crate) fn ask<R: NetlinkRequest>(
         &mut self,
@@ -90,19 +101,6 @@ impl Query {
                 }
             }
         }
-    }
-}
-
-impl Query {
-    /// Waits until no commit is under way, with a batch that has nothing in it: the kernel takes the lock of commits for it,
-    /// and changes nothing.
-    pub(crate) fn wait_for_commits(&mut self) -> Result<(), SourceError> {
-        // What it is answered, if anything, is not listened to: the next question has another number.
-        self.sequence = self.sequence.wrapping_add(1);
-        let batch =
-            BATCH.map(|kind| wire::request(kind, NLM_F_REQUEST, self.sequence, &OF_NFTABLES)).concat();
-        send(self.fd.as_raw_fd(), &batch, MsgFlags::empty()).map_err(|e| failed("asking", e))?;
-        Ok(())
     }
 }
 

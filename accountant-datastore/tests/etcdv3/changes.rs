@@ -1,6 +1,6 @@
 //! What is stored, and what changes.
 
-use crate::common::{Has, check_felix, check_fixture, set};
+use crate::common::{Has, Names, check_felix, check_fixture, set};
 use crate::store::{ROOT, Store, large};
 use accountant_core::id::TierName;
 use etcd_client::DeleteOptions;
@@ -76,13 +76,19 @@ async fn changes_are_followed_and_other_nodes_left_out() {
     names.until("profiles", |names| names.profiles() == set(&["kns.later"])).await;
 }
 
-#[tokio::test]
-async fn a_store_of_many_pages_is_read_whole() {
+/// A store with so many policies of so many bytes, put in so many at a time, and its names in sync.
+async fn many(policies: usize, bytes: usize, at_a_time: usize) -> (Store, Names) {
     let mut store = Store::new().await;
-    let policies: Vec<_> = (0..1500).map(|number| large(number, 0)).collect();
-    store.put_all(&policies, 100).await;
+    let policies: Vec<_> = (0..policies).map(|number| large(number, bytes)).collect();
+    store.put_all(&policies, at_a_time).await;
     let mut names = store.names();
     names.in_sync().await;
+    (store, names)
+}
+
+#[tokio::test]
+async fn a_store_of_many_pages_is_read_whole() {
+    let (mut store, mut names) = many(1500, 0, 100).await;
     assert_eq!(names.policy_names().len(), 1500);
     store.client.delete(ROOT, Some(DeleteOptions::new().with_prefix())).await.unwrap();
     names.until("nothing", |names| names.policy_names().is_empty()).await;
@@ -91,11 +97,7 @@ async fn a_store_of_many_pages_is_read_whole() {
 /// A page of these has 20 MB.
 #[tokio::test]
 async fn large_values_are_read_in_smaller_pages() {
-    let mut store = Store::new().await;
-    let policies: Vec<_> = (0..600).map(|number| large(number, 40_000)).collect();
-    store.put_all(&policies, 25).await;
-    let mut names = store.names();
-    names.in_sync().await;
+    let (_store, names) = many(600, 40_000, 25).await;
     assert_eq!((names.policy_names().len(), names.count("list")), (600, 0));
 }
 

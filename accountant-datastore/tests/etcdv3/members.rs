@@ -12,6 +12,16 @@ struct Cluster {
 }
 
 impl Cluster {
+    /// One with a policy in it, and its names in sync.
+    async fn with(policy: &str) -> (Self, Names) {
+        let cluster = Self { members: Etcd::start_members().unwrap() };
+        cluster.change(policy, "none").await;
+        let servers = cluster.members.iter().map(|member| member.endpoint().into()).collect();
+        let mut names = follow(Connection { servers: Servers::Endpoints(servers), ..Connection::default() });
+        names.in_sync().await;
+        (cluster, names)
+    }
+
     /// A client of the members that run.
     async fn client(&self) -> Client {
         let running: Vec<_> =
@@ -42,19 +52,11 @@ impl Cluster {
         while client.put(key(made), r#"{"spec": {"tier": "default"}}"#, None).await.is_err() {}
         while client.delete(key(gone), None).await.is_err() {}
     }
-
-    fn names(&self) -> Names {
-        let servers = self.members.iter().map(|member| member.endpoint().into()).collect();
-        follow(Connection { servers: Servers::Endpoints(servers), ..Connection::default() })
-    }
 }
 
 #[tokio::test]
 async fn a_cluster_that_loses_its_leader_is_followed_on() {
-    let mut cluster = Cluster { members: Etcd::start_members().unwrap() };
-    cluster.change("p0", "none").await;
-    let mut names = cluster.names();
-    names.in_sync().await;
+    let (mut cluster, mut names) = Cluster::with("p0").await;
     for round in 1..=3 {
         let leader = cluster.leader().await;
         cluster.members[leader].kill();
@@ -70,10 +72,7 @@ async fn a_cluster_that_loses_its_leader_is_followed_on() {
 /// Whoever is left answers, and knows that it does not know.
 #[tokio::test]
 async fn a_member_that_is_left_alone_is_not_believed() {
-    let mut cluster = Cluster { members: Etcd::start_members().unwrap() };
-    cluster.change("stays", "none").await;
-    let mut names = cluster.names();
-    names.in_sync().await;
+    let (mut cluster, mut names) = Cluster::with("stays").await;
     for left in 0..3 {
         for gone in (0..3).filter(|gone| *gone != left) {
             cluster.members[gone].kill();
