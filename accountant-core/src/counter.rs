@@ -3,11 +3,12 @@
 //! Invariant: adding saturates and never wraps, so a balance that is near the limit stays there instead of
 //! falling to zero.
 
+use serde::{Deserialize, Serialize};
 use std::ops::{Add, AddAssign};
 
 /// Packets and bytes. Bytes are what the rule's counter counts: the length of the IP packet from its IP
 /// header on (`skb->len` in the netfilter hooks), without the link layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Counter {
     /// Number of packets.
     pub packets: u64,

@@ -2,13 +2,14 @@
 //!
 //! All are cheap to clone (shared text) and compare by their text.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         pub struct $name(Arc<str>);
 
         impl $name {
@@ -76,7 +77,7 @@ impl TierName {
 }
 
 /// The version of the Internet Protocol that a table filters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum IpVersion {
     /// IPv4: `iptables`, nftables family `ip`.
     V4,
@@ -104,7 +105,7 @@ impl fmt::Display for IpVersion {
 }
 
 /// Direction of traffic as the endpoint sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Direction {
     /// To the endpoint (`cali-tw-`, `cali-fh-`, `cali-fhfw-`): its ingress policies decide.
     Ingress,
@@ -129,7 +130,7 @@ impl fmt::Display for Direction {
 }
 
 /// The tables in which Felix keeps endpoint chains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Table {
     /// Workloads, and normal and forward policy of host endpoints.
     Filter,
@@ -160,7 +161,7 @@ impl fmt::Display for Table {
 }
 
 /// Which kind of thing an interface's chains belong to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum EndpointKind {
     /// A pod, a virtual machine, a container.
     Workload,
@@ -169,7 +170,7 @@ pub enum EndpointKind {
 }
 
 /// A local endpoint, known by its interface: what the kernel's rules know of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Workload or host endpoint.
     pub kind: EndpointKind,

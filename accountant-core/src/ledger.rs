@@ -11,12 +11,13 @@ use crate::id::{Endpoint, ProfileName, TierName};
 use crate::snapshot::Source;
 use crate::watch::Fate;
 use crate::{ChainName, Counter, Direction, IpVersion};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A policy as far as it is known.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PolicyRef {
     /// By the name that its user gave it.
     Known(PolicyId),
@@ -25,7 +26,7 @@ pub enum PolicyRef {
 }
 
 /// A profile as far as it is known.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ProfileRef {
     /// By its name.
     Known(ProfileName),
@@ -34,7 +35,7 @@ pub enum ProfileRef {
 }
 
 /// What an account of an endpoint is for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the fields are named after what they are")]
 pub enum What {
     /// Decided so by a policy.
@@ -57,7 +58,7 @@ pub enum What {
 }
 
 /// An account of an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AccountKey {
     /// Whose traffic.
     pub endpoint: Endpoint,
@@ -70,7 +71,7 @@ pub struct AccountKey {
 }
 
 /// Why packets could not be charged to an endpoint's account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Cause {
     /// They were counted before the agent started, and the rules' counters do not agree on what they were.
     History,
@@ -115,7 +116,7 @@ impl Cause {
 }
 
 /// Where a posting goes. Who keeps a key shares it: there are thousands, and several keep each.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Key {
     /// To an account of an endpoint.
     Account(Arc<AccountKey>),
@@ -130,7 +131,7 @@ impl From<AccountKey> for Key {
 }
 
 /// An addition to an account.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Posting {
     /// The account.
     pub key: Key,
@@ -145,7 +146,7 @@ const REMEMBERED: usize = 8192;
 pub type Slot = usize;
 
 /// The book of all accounts.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Ledger {
     slots: HashMap<Key, Slot>,
     accounts: Vec<Account>,
@@ -155,7 +156,7 @@ pub struct Ledger {
     version: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Account {
     key: Option<Key>,
     balance: Counter,

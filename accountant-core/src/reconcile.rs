@@ -10,6 +10,7 @@
 use crate::rule::{Chain, RuleId};
 use crate::snapshot::{Reading, Retired, Snapshot};
 use crate::{ChainName, Counter};
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,17 +47,18 @@ pub struct ChainDelta {
 }
 
 /// Remembers the last value of every rule of one table.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Reconciler {
     chains: HashMap<ChainName, Track>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Track {
     chain: Arc<Chain>,
     /// The last value of each rule of `chain`; none for a rule that has handed over its last value.
     last: Vec<Option<Counter>>,
     /// When a fall was first seen that is not yet believed.
+    #[serde(skip)]
     fell_at: Option<Duration>,
 }
 
@@ -145,6 +147,12 @@ impl Reconciler {
     /// Forgets a chain that is gone.
     pub fn forget(&mut self, chain: &ChainName) {
         self.chains.remove(chain);
+    }
+
+    /// A chain as it is remembered, if it has the same rules: so that it is there once.
+    pub(crate) fn share(&self, chain: Arc<Chain>) -> Arc<Chain> {
+        let known = self.chains.get(&chain.name).map(|track| &track.chain);
+        known.filter(|known| ***known == *chain).cloned().unwrap_or(chain)
     }
 
     /// Whether any chain waits for the confirmation of a fall.

@@ -7,11 +7,12 @@
 //! position or handle, so a rule is known again after others were inserted before it.
 
 use crate::ChainName;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What a rule does with a packet that matches it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Action {
     /// No target: the rule only counts, or only carries a comment.
     None,
@@ -52,7 +53,7 @@ impl Action {
 }
 
 /// `(mark & mask) == value`, or `!=` if inverted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MarkMatch {
     /// The bits compared with.
     pub value: u32,
@@ -63,7 +64,7 @@ pub struct MarkMatch {
 }
 
 /// Conntrack states that a rule matches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CtStates {
     /// The packet belongs to no connection and starts none.
     pub invalid: bool,
@@ -76,7 +77,7 @@ pub struct CtStates {
 }
 
 /// The matches of a rule, as far as they matter here.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Matches {
     /// Test of the packet mark.
     pub mark: Option<MarkMatch>,
@@ -109,7 +110,7 @@ impl Matches {
 }
 
 /// One rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// The 16 characters behind `cali:` in the rule's comment: Felix' hash of the chain's name and of all rules up
     /// to this one. `None` on rules of others.
@@ -199,6 +200,20 @@ impl Chain {
     /// Whether the other chain has the same rules in the same order.
     pub fn same_rules(&self, other: &Self) -> bool {
         self.ids == other.ids
+    }
+}
+
+/// Identities are told anew from the rules.
+impl Serialize for Chain {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (&self.name, &self.rules).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Chain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (name, rules) = Deserialize::deserialize(deserializer)?;
+        Ok(Self::new(name, rules))
     }
 }
 

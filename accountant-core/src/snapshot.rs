@@ -6,11 +6,12 @@
 use crate::rule::Chain;
 use crate::watch::ChainVerdicts;
 use crate::{ChainName, Counter, IpVersion, Table};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Which of the agent's sources a number comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Source {
     /// Rules of iptables-legacy.
     IptablesLegacy,
@@ -32,7 +33,7 @@ impl Source {
 }
 
 /// The table that a snapshot is of. Two backends of one table never share accounts' history, but share accounts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TableId {
     /// Who reads it.
     pub source: Source,
@@ -84,6 +85,9 @@ pub struct Snapshot {
     pub chains: Vec<Reading>,
     /// Chains that are gone since the last snapshot.
     pub gone: Vec<ChainName>,
+    /// The version of the rules that it is of, where the kernel numbers versions: nftables' generation. The same rules have
+    /// the same number for as long as the kernel runs.
+    pub version: Option<u32>,
     /// Whether rules may have been rewritten since the last snapshot without the source having seen each version.
     pub gap: bool,
     /// Whether counters may show a moment in which the kernel has them at zero (iptables-legacy without the lock).

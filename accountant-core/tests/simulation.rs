@@ -120,9 +120,29 @@ fn a_late_agent_doubts_a_history_of_rewrites() {
     check(&ALL, Aim::Anything, mix, &[Accounts]);
 }
 
+#[test]
+fn an_agent_that_comes_back_goes_on() {
+    check(&ALL, Aim::Anything, Mix { absences: 3, late: true, ..Mix::default() }, &[]);
+}
+
+#[test]
+fn an_agent_that_comes_back_to_other_rules_invents_nothing() {
+    let mix = Mix { absences: 3, edits: 6, late: true, witnessed: true, ..Mix::default() };
+    check(&ALL, Aim::Anything, mix, &[]);
+}
+
 /// All that can happen.
-const WILD: Mix =
-    Mix { edits: 5, wipes: 2, dips: 1, losses: 2, restarts: 1, late: true, programs: 0, witnessed: false };
+const WILD: Mix = Mix {
+    edits: 5,
+    wipes: 2,
+    dips: 1,
+    losses: 2,
+    restarts: 1,
+    absences: 1,
+    late: true,
+    programs: 0,
+    witnessed: false,
+};
 
 #[test]
 fn what_programs_tell_is_charged_to_the_packet() {

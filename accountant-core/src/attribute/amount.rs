@@ -2,10 +2,11 @@
 
 use super::bounds::UNBOUNDED;
 use crate::Counter;
+use serde::{Deserialize, Serialize};
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 
 /// Packets and bytes, signed: a difference of counters that were read at different instants can be negative.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Amount {
     pub(crate) packets: i128,
     pub(crate) bytes: i128,

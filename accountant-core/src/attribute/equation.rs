@@ -11,9 +11,10 @@ use super::program::Relation;
 use super::store::Terms;
 use crate::ChainName;
 use crate::ledger::Cause;
+use serde::{Deserialize, Serialize};
 
 /// Sums of added and of subtracted counters since the agent first saw them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sides {
     pub(crate) plus: Amount,
     pub(crate) minus: Amount,
@@ -28,7 +29,7 @@ impl Sides {
 }
 
 /// What an equation is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Role {
     /// Of an endpoint; what stays undetermined in it is accounted for. Every decision is in one of these.
     Counts,
@@ -41,7 +42,7 @@ pub(crate) enum Role {
 }
 
 /// Where the doubtful part of an equation goes, if it turns out to be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Blame {
     /// To the unattributed account.
     Nobody(Cause),
@@ -52,7 +53,7 @@ pub(crate) enum Blame {
 }
 
 /// A part of an equation that none of its terms need have caused.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Doubt {
     pub(crate) blame: Blame,
     /// Whether it is dropped when all numbers agree.
@@ -66,7 +67,7 @@ pub(crate) struct Doubt {
 }
 
 /// A part of what the terms did that an equation does not know of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Missing {
     pub(crate) most: Amount,
     /// Whether it is taken for nothing when all numbers agree.
@@ -74,7 +75,7 @@ pub(crate) struct Missing {
 }
 
 /// What was read, and how much of it is accounted for; since everything that was read last was accounted for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Readings {
     pub(crate) now: Sides,
     pub(crate) last: Sides,
@@ -107,7 +108,7 @@ impl Readings {
 /// A sum of counters that equals a sum of unknowns.
 ///
 /// There are some ten thousand on a node, and most of them rest: what only one that moves or is in doubt needs is apart.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Equation {
     pub(crate) chain: ChainName,
     pub(crate) relation: Relation,

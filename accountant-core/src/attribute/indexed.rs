@@ -25,6 +25,18 @@ impl<T> Default for Indexed<T> {
     }
 }
 
+impl<T: Identified> From<Slab<T>> for Indexed<T> {
+    fn from(things: Slab<T>) -> Self {
+        let mut numbers = HashTable::with_capacity(things.len());
+        for (number, thing) in &things {
+            let number = u32::try_from(number).expect("memory for so many is not to be had");
+            let hash_of = |number: &u32| hash(things[*number as usize].identity());
+            numbers.insert_unique(hash(thing.identity()), number, hash_of);
+        }
+        Self { things, numbers }
+    }
+}
+
 impl<T: Identified> Indexed<T> {
     /// The number of the thing with this identity, which is made when it is not there.
     pub(crate) fn number(&mut self, chain: &ChainName, what: &T::What, make: impl FnOnce() -> T) -> u32 {
@@ -57,6 +69,11 @@ impl<T: Identified> Indexed<T> {
             entry.remove();
         }
         thing
+    }
+
+    /// The things by number, to be kept.
+    pub(crate) fn things(&self) -> &Slab<T> {
+        &self.things
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {

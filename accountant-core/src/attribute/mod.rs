@@ -14,6 +14,7 @@ mod bounds;
 mod close;
 mod equation;
 mod indexed;
+mod kept;
 mod naming;
 mod program;
 mod settle;
@@ -83,6 +84,10 @@ pub struct Attributor {
     handed_over: HashMap<ChainName, HashSet<RuleId>>,
     /// Number of the current snapshot.
     snapshot: u64,
+    /// The version of the rules in the last snapshot, where the kernel numbers versions.
+    version: Option<u32>,
+    /// Whether the agent was away since the last snapshot: nobody told what happened meanwhile.
+    was_away: bool,
     /// How many packets can be between two rules while counters are read.
     in_flight: u32,
     names_version: u64,
@@ -123,6 +128,8 @@ impl Attributor {
             arriving: Arriving::default(),
             handed_over: HashMap::new(),
             snapshot: 0,
+            version: None,
+            was_away: false,
             in_flight: 0,
             names_version: 0,
             accounts_version: 0,
@@ -180,9 +187,11 @@ impl Attributor {
                 None => attribution.wanted.push(reading.chain.name.clone()),
             }
         }
-        for chain in &snapshot.gone {
+        for chain in snapshot.gone.iter().chain(&self.gone_while_away(snapshot)) {
             self.abandon(chain, blind);
         }
+        self.version = snapshot.version;
+        self.was_away = false;
         if blind.unseen {
             self.doubt_columns(blind);
         }
@@ -234,12 +243,25 @@ impl Attributor {
         let told_of_all = self.id.source != Source::IptablesLegacy || !snapshot.retired.is_empty();
         let changed = !told_of_all && self.reconciler.will_change(snapshot);
         // In nftables each rule that goes hands over its counter: messages were lost.
-        let gap = !first && (snapshot.gap || (lost && self.id.source == Source::Nftables));
-        let unseen = first || gap || lost || changed;
-        let blind = Blind { unseen, refutable: first || !(lost || gap), gap, first };
+        let missed = !first && (snapshot.gap || (lost && self.id.source == Source::Nftables));
+        // Rules that are of the same version were not touched while the agent was away.
+        let unheard = self.was_away && (snapshot.version.is_none() || snapshot.version != self.version);
+        let unseen = first || missed || unheard || lost || changed;
+        let refutable = first || !(lost || missed);
+        let blind = Blind { unseen, refutable, gap: missed || unheard, first };
         self.arriving = Arriving::of(snapshot, &self.shared, self.marks);
         self.widen();
         blind
+    }
+
+    /// The chains that went while the agent was away. The first snapshot afterwards has all that are there.
+    fn gone_while_away(&self, snapshot: &Snapshot) -> Vec<ChainName> {
+        if !self.was_away {
+            return Vec::new();
+        }
+        let present: HashSet<_> = snapshot.chains.iter().map(|reading| &reading.chain.name).collect();
+        let known = self.endpoints.keys().chain(self.shared.keys());
+        known.filter(|name| !present.contains(name)).cloned().collect()
     }
 
     /// Adds what the rules of a chain counted to the equations that they feed.
@@ -277,7 +299,7 @@ impl Attributor {
         for column in self.store.equations_mut().filter(|equation| equation.is_column()) {
             column.doubts(blind.blame(), blind.refutable, snapshot);
             if blind.gap {
-                column.misses(Amount::UNBOUNDED, false);
+                column.misses(Amount::UNBOUNDED, blind.refutable);
             }
         }
     }

@@ -24,9 +24,10 @@ use crate::calico::chain::ChainKind;
 use crate::calico::endpoint::{EndpointChain, Item, Place, RuleIndex, Tier, Verdict};
 use crate::calico::shared::PolicyAction;
 use crate::id::TierName;
+use serde::{Deserialize, Serialize};
 
 /// What can become of a packet in an endpoint chain, and by whom.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Outcome {
     /// A rule of the chain itself decided.
     Verdict(Verdict),
@@ -45,7 +46,7 @@ pub(crate) enum Outcome {
 }
 
 /// Which equation of a chain it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Relation {
     Verdict(Verdict),
     Failsafe,

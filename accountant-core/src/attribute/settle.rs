@@ -177,7 +177,8 @@ impl Settler<'_> {
         }
         // A processor can stand still with a packet between two rules, so that all seems to rest: it goes on sooner or later.
         let explained = || known.as_ref().is_some_and(|known| self.explains(component, known));
-        match (quiet && (!patient || explained()), patient) {
+        let has_waited = || component.rows.iter().any(|&row| self.store[row].waited >= PATIENCE);
+        match (quiet && (has_waited() || explained()), patient) {
             (true, _) => self.close_at_rest(component, known.as_ref()),
             (false, false) => self.close_moving(component, known.as_ref()),
             (false, true) => self.wait(component),

@@ -9,14 +9,15 @@ use super::indexed::{Identified, Indexed};
 use super::program::{Outcome, Relation};
 use crate::ChainName;
 use crate::ledger::Key;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 /// Index of an equation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct EquationId(u32);
 
 /// Index of an unknown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct UnknownId(u32);
 
 /// Unknowns of an equation: mostly one or two.
@@ -25,7 +26,7 @@ pub(crate) type Terms = SmallVec<[UnknownId; 4]>;
 pub(crate) type Equations = SmallVec<[EquationId; 4]>;
 
 /// Something that packets can have become.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Unknown {
     pub(crate) chain: ChainName,
     pub(crate) outcome: Outcome,
@@ -60,8 +61,8 @@ impl Identified for Unknown {
 /// Equations and unknowns by identity.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    equations: Indexed<Equation>,
-    unknowns: Indexed<Unknown>,
+    pub(super) equations: Indexed<Equation>,
+    pub(super) unknowns: Indexed<Unknown>,
 }
 
 impl Store {

@@ -18,6 +18,7 @@ use crate::id::Endpoint;
 use crate::ledger::Cause;
 use crate::rule::{Chain, RuleId};
 use crate::snapshot::Snapshot;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -49,7 +50,7 @@ pub(super) enum Role {
 type Rules = SmallVec<[u32; 4]>;
 
 /// Which rules feed an equation.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Feed {
     pub(super) equation: EquationId,
     pub(super) plus: Rules,

@@ -6,6 +6,7 @@
 use super::policy::{PolicyKind, Spelling};
 use crate::id::{ProfileName, TierName};
 use crate::rule::Rule;
+use serde::{Deserialize, Serialize};
 
 /// What a policy or profile chain says about itself in its first rule (3.22 and later).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +72,7 @@ pub fn forbids_encapsulation(rule: &Rule) -> Option<Encapsulation> {
 }
 
 /// Encapsulations that workloads may not send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Encapsulation {
     /// VXLAN, UDP port 4789.
     Vxlan,
@@ -80,7 +81,7 @@ pub enum Encapsulation {
 }
 
 /// Which part of Calico's QoS controls a rule is (3.30 and later).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Qos {
     /// Sets or clears the mark that the packet-rate limit works with.
     Helper,

@@ -13,12 +13,13 @@ use super::shared::PolicyAction;
 use crate::ChainName;
 use crate::id::TierName;
 use crate::rule::{Action, Chain, CtStates, Rule};
+use serde::{Deserialize, Serialize};
 
 /// Index of a rule in its chain.
 pub type RuleIndex = usize;
 
 /// The mark bits that Felix works with, as the rules show them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
     /// Set by a policy or profile that accepts.
     pub accept: Option<u32>,
@@ -60,7 +61,7 @@ pub struct Tier {
 }
 
 /// Where in a tier a policy decided: what its chain's counters tell of that differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Place {
     /// In a tier that shows what no policy decided. All that is accepted counts as here.
     Closed,
@@ -87,7 +88,7 @@ impl Tier {
 }
 
 /// Rules before the tiers and other rules that decide on their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Verdict {
     /// Accepted: part of, or related to, an established connection.
     Established,

@@ -7,11 +7,12 @@
 use super::names::{limited, policy_prefix};
 use crate::id::TierName;
 use crate::{ChainName, Direction};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
 /// The kind of a policy resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each is the kind of the same name")]
 pub enum PolicyKind {
     NetworkPolicy,
@@ -70,7 +71,7 @@ impl fmt::Display for PolicyKind {
 }
 
 /// A policy as its user knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PolicyId {
     /// Its kind.
     pub kind: PolicyKind,
@@ -238,7 +239,7 @@ pub struct HashedId {
 }
 
 /// Which of the three ways of naming chains a Felix uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Generation {
     /// Up to 3.28: the stored name.
     A,

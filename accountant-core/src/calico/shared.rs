@@ -7,9 +7,10 @@ use super::comment::{Naming, naming};
 use super::endpoint::{Marks, RuleIndex};
 use crate::ChainName;
 use crate::rule::{Action, Chain};
+use serde::{Deserialize, Serialize};
 
 /// What a policy (or profile) can do with a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PolicyAction {
     /// Accept it.
     Allow,

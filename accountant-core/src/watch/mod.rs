@@ -14,6 +14,7 @@ pub use path::{Decision, Path};
 
 use crate::rule::Chain;
 use crate::{ChainName, Counter};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -97,7 +98,7 @@ impl Went {
 }
 
 /// What became of a packet from or to an endpoint, whatever its chain counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Fate {
     /// It went on beyond the endpoint's chain.
     Accepted,

@@ -51,6 +51,12 @@ impl Agent {
         attribution
     }
 
+    /// It was away, and goes on with what it kept.
+    pub(crate) fn comes_back(&mut self) {
+        let kept = postcard::to_allocvec(&(&self.attributor, &self.ledger)).unwrap();
+        (self.attributor, self.ledger) = postcard::from_bytes(&kept).unwrap();
+    }
+
     pub(crate) fn accounts(&self) -> Vec<Key> {
         self.attributor.accounts()
     }

@@ -52,6 +52,8 @@ pub(crate) struct Live {
 pub(crate) struct Kernel {
     pub(crate) backend: Backend,
     pub(crate) chains: BTreeMap<ChainName, Live>,
+    /// How many commits changed anything.
+    pub(crate) version: u32,
 }
 
 /// What a commit did to chains that were there.
@@ -85,7 +87,7 @@ impl Live {
 
 impl Kernel {
     pub(crate) fn new(backend: Backend) -> Self {
-        Self { backend, chains: BTreeMap::new() }
+        Self { backend, chains: BTreeMap::new(), version: 0 }
     }
 
     /// Makes the chains those that Felix wants, by as few changes as the backend makes.
@@ -104,6 +106,7 @@ impl Kernel {
             }
         }
         commit.added = !wanted.is_empty();
+        self.version += u32::from(commit.added || !commit.retired.is_empty());
         self.chains.extend(wanted.into_iter().map(|(name, chain)| (name, Live::new(chain))));
         commit
     }

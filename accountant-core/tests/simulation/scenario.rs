@@ -39,6 +39,8 @@ pub(crate) enum Op {
     },
     /// The agent starts anew.
     Restart,
+    /// The agent goes, and comes back with what it kept when it read last.
+    Away,
     /// The programs in the kernel come, go, or have no path for some packets.
     Programs(Change),
 }
@@ -51,6 +53,7 @@ pub(crate) struct Mix {
     pub(crate) dips: u32,
     pub(crate) losses: u32,
     pub(crate) restarts: u32,
+    pub(crate) absences: u32,
     /// Whether packets pass while counters are read.
     pub(crate) late: bool,
     pub(crate) programs: u32,
@@ -190,6 +193,7 @@ fn op(mix: Mix) -> impl Strategy<Value = Op> {
         (mix.dips, (1..3u32).prop_map(Op::Dip).boxed()),
         (mix.losses, any::<bool>().prop_map(|noticed| Op::Lose { noticed }).boxed()),
         (mix.restarts, Just(Op::Restart).boxed()),
+        (mix.absences, Just(Op::Away).boxed()),
         (mix.programs, changes.prop_map(Op::Programs).boxed()),
     ];
     proptest::strategy::Union::new_weighted(kinds.into_iter().filter(|(weight, _)| *weight > 0).collect())

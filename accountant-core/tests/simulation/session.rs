@@ -46,6 +46,8 @@ pub(crate) struct Session {
     pristine: bool,
     /// Whether the agent came later than the first packet.
     late: bool,
+    /// Whether it ever was away: it did not hear what programs told last.
+    was_away: bool,
     /// Whether every packet must be accounted for.
     exact: bool,
     /// Counters were lost of which no bound is known.
@@ -79,6 +81,7 @@ impl Session {
             laws: Law::ALL.to_vec(),
             pristine: true,
             late: false,
+            was_away: false,
             exact: true,
             unbounded_loss: false,
             lost: Counter::ZERO,
@@ -145,6 +148,7 @@ impl Session {
                 (self.exact, self.unbounded_loss) = (false, true);
             }
             Op::Restart => self.restart(),
+            Op::Away => self.leave(),
             Op::Programs(change) => self.programs.change(*change),
         }
         Ok(())
@@ -160,6 +164,16 @@ impl Session {
         self.decisions_at_reading = Counter::ZERO;
         self.exact = self.pristine;
         self.unbounded_loss |= !self.pristine;
+    }
+
+    /// The agent goes. It comes back for the next reading, with what it knew after the last one.
+    fn leave(&mut self) {
+        let changed = self.source.leave(&self.kernel);
+        self.unbounded_loss |= changed;
+        // In iptables-legacy nothing shows that rules stayed.
+        self.exact &= !changed && !self.kernel.backend.is_legacy();
+        self.was_away = true;
+        self.agent.comes_back();
     }
 
     /// A packet passes while nobody reads.
@@ -187,11 +201,13 @@ impl Session {
         // Who only polls cannot know that a new chain has had one version only.
         let changed = commit.added || !commit.retired.is_empty();
         self.exact &= !(changed && self.kernel.backend.is_legacy() && self.source.has_read());
+        self.exact &= !(changed && self.source.is_away());
         if commit.retired.is_empty() {
             return;
         }
         self.pristine = false;
-        self.exact &= self.source.has_read();
+        self.exact &= self.source.has_read() && !self.source.is_away();
+        self.unbounded_loss |= self.source.is_away();
         for (chain, kept) in &commit.kept {
             let least = self.kept.entry(chain.clone()).or_insert(*kept);
             *least = *kept.min(least);
@@ -324,7 +340,8 @@ impl Session {
     pub(crate) fn finish(&mut self) -> Verdict {
         self.settle()?;
         let Self { agent, truth, structure, .. } = &*self;
-        if self.exact && self.holds(Law::Complete) && self.programs.told_all() && !self.late {
+        if self.exact && self.holds(Law::Complete) && self.programs.told_all() && !self.late && !self.was_away
+        {
             is_exact(&agent.charged, &truth.accounts)?;
         } else if self.exact && self.holds(Law::Complete) {
             let (impatient, rewritten, late) = (self.impatient, !self.pristine, self.late);

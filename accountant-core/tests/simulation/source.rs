@@ -36,10 +36,14 @@ pub(crate) struct Source {
     gap: bool,
     /// How often the lock file was opened since the last reading, in iptables-legacy.
     rewrites: u32,
+    /// The kernel's version at the last reading.
+    version: u32,
     /// How many readings will find all counters at zero.
     pub(crate) dip: u32,
     may_dip: bool,
     pub(crate) now: Duration,
+    /// Whether nobody listens until the next reading.
+    away: bool,
 }
 
 impl Source {
@@ -49,6 +53,9 @@ impl Source {
 
     /// Hears of a commit.
     pub(crate) fn notify(&mut self, commit: Commit) {
+        if self.away {
+            return;
+        }
         self.retired.extend(commit.retired);
         self.deleted.extend(commit.deleted);
     }
@@ -56,7 +63,7 @@ impl Source {
     /// The table was rewritten, in iptables-legacy: of several times in a row nobody knows what was between them.
     pub(crate) fn rewritten(&mut self) {
         self.rewrites += 1;
-        self.gap |= self.rewrites > 1;
+        self.gap |= self.rewrites > 1 && !self.away;
     }
 
     /// Notifications are lost, and the source notices or does not.
@@ -68,6 +75,20 @@ impl Source {
     /// The agent starts anew: it has heard of nothing.
     pub(crate) fn forget(&mut self) {
         *self = Self { now: self.now, may_dip: self.may_dip, dip: self.dip, ..Self::default() };
+    }
+
+    /// The agent has gone, and comes back for the next reading. Returns whether rules changed since the last one.
+    pub(crate) fn leave(&mut self, kernel: &Kernel) -> bool {
+        let changed = kernel.version != self.version;
+        self.retired.clear();
+        self.deleted.clear();
+        self.wanted.clear();
+        (self.gap, self.away) = (false, true);
+        changed
+    }
+
+    pub(crate) fn is_away(&self) -> bool {
+        self.away
     }
 
     pub(crate) fn has_read(&self) -> bool {
@@ -92,7 +113,8 @@ impl Source {
         let snapshot = Snapshot {
             retired: if legacy { vec![] } else { std::mem::take(&mut self.retired) },
             chains: chains.iter().map(reading).collect(),
-            gone: self.gone(kernel),
+            gone: if self.away { vec![] } else { self.gone(kernel) },
+            version: (!legacy).then_some(kernel.version),
             gap: std::mem::take(&mut self.gap),
             may_dip: self.may_dip,
             in_flight: if legacy { 0 } else { CPUS as u32 },
@@ -101,6 +123,7 @@ impl Source {
         };
         self.retired.clear();
         self.rewrites = 0;
+        (self.away, self.version) = (false, kernel.version);
         self.known = kernel.chains.iter().map(|(name, live)| (name.clone(), live.chain.clone())).collect();
         snapshot
     }
@@ -115,7 +138,7 @@ impl Source {
 
     fn chains_to_read(&self, kernel: &Kernel) -> Vec<ChainName> {
         let all = kernel.chains.keys().cloned();
-        if kernel.backend.is_legacy() {
+        if kernel.backend.is_legacy() || self.away {
             return all.collect();
         }
         let is_shared = |name: &ChainName| ChainKind::of(name).is_shared();

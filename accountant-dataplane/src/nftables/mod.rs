@@ -323,13 +323,17 @@ impl RuleSource for Nftables {
             snapshots.entry(key.table).or_default().gone.push(key.chain);
         }
         let (at, gap, in_flight) = (now(), std::mem::take(&mut self.gap), self.in_flight);
+        let version = Some(self.mirror.generation());
         let with_endpoints = self.with_endpoints();
         let gone: Vec<TableId> = self.tables.difference(&with_endpoints).copied().collect();
         gone.iter().for_each(|table| self.programs.watch(*table, Vec::new()));
         let mut tables: Vec<TablePoll> = snapshots
             .into_iter()
             .filter(|(id, _)| with_endpoints.contains(id) || self.tables.contains(id))
-            .map(|(id, snapshot)| TablePoll { id, snapshot: Ok(Snapshot { at, gap, in_flight, ..snapshot }) })
+            .map(|(id, snapshot)| TablePoll {
+                id,
+                snapshot: Ok(Snapshot { at, gap, in_flight, version, ..snapshot }),
+            })
             .collect();
         let denied = self.programs.complete(&mut tables, seen);
         let moved = self.tables != with_endpoints;
