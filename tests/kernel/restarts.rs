@@ -1,15 +1,15 @@
 //! The agent is killed with SIGKILL and started again, again and again, while traffic passes: in the end nothing that was
 //! counted is lost, and nothing is counted twice.
 //!
-//! What the programs in the kernel count goes on in their maps: it never falls, and is exact without a rest. What rules count
-//! is in the rules; it is never more than was sent, and exact once traffic rests. (While it does not, a new agent does not
-//! believe all that it finds: README.) Programs stay attached until somebody wants them gone.
+//! What the programs in the kernel count goes on in their maps, and what policies decided in the books that each agent keeps for the
+//! next one: neither ever falls. Programs stay attached until somebody wants them gone.
 //!
 //! `ACCOUNTANT_RESTARTS` says how often.
 
 mod support;
 
 use accountant_core::Counter;
+use accountant_lab::apply::Felix;
 use accountant_lab::books::{counted, counted_bytes, differences, expected, expected_bytes};
 use accountant_lab::felix::Backend;
 use accountant_lab::policy::{Packet, Protocol, Rule, Truth};
@@ -26,6 +26,7 @@ use support::bpffs::BpfFilesystem;
 use support::lab::{Lab, dialect, prepend, v4};
 use support::streams::{ALLOWED, DENIED_LAST, NOBODYS, SIZE, Stream, shop};
 use support::{Lacks, Scrape, Series, lacks, run, scrape, wait_until};
+use tempfile::TempDir;
 
 /// How often the agent is killed where nothing else is said.
 const RESTARTS: usize = 8;
@@ -49,9 +50,11 @@ fn restarts() -> usize {
 
 /// A lab, and a folder for what outlives its agents.
 struct Place {
+    felix: Option<Felix>,
     lab: Lab,
     scenario: Scenario,
     bpffs: BpfFilesystem,
+    state: TempDir,
 }
 
 impl Place {
@@ -59,8 +62,15 @@ impl Place {
         let mut scenario = shop();
         prepend(&mut scenario, ("shop", "web"), Rule::allow().udp(&[ANSWERED]));
         let lab = Lab::new(&scenario);
-        lab.node.felix(dialect(backend)).apply(&scenario.model).unwrap();
-        Self { lab, scenario, bpffs: BpfFilesystem::new() }
+        let mut felix = lab.node.felix(dialect(backend));
+        felix.apply(&scenario.model).unwrap();
+        Self {
+            felix: Some(felix),
+            lab,
+            scenario,
+            bpffs: BpfFilesystem::new(),
+            state: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn pins(&self) -> PathBuf {
@@ -82,6 +92,8 @@ impl Place {
         self.lab.spawn(&[
             "--kernel-pins",
             &pins,
+            "--state-dir",
+            &self.state.path().display().to_string(),
             "--max-age",
             "0s",
             "--poll-interval",
@@ -125,14 +137,15 @@ fn is_attached(agent: &Agent) -> bool {
     scrape(agent).sum("calico_accountant_kernel_programs_attached", &[]) > 0.0
 }
 
-/// What goes on over restarts, packets and bytes: all traffic of endpoints.
+/// What goes on over restarts, packets and bytes: all traffic of endpoints, and what was decided about it.
 fn goes_on(scrape: &Scrape) -> Scrape {
-    let is_of_endpoint = |series: &Series| {
-        series.0.starts_with("calico_accountant_endpoint_packets")
-            || series.0.starts_with("calico_accountant_endpoint_bytes")
+    const KEPT: [&str; 4] = ["endpoint_packets", "endpoint_bytes", "policy_packets", "policy_bytes"];
+    let is_kept = |series: &Series| {
+        let name = series.0.strip_prefix("calico_accountant_").unwrap_or_default();
+        KEPT.iter().any(|kept| name.starts_with(kept))
     };
     let mut kept = Scrape { types: scrape.types.clone(), ..Scrape::default() };
-    let series = scrape.series.iter().filter(|(series, _)| is_of_endpoint(series));
+    let series = scrape.series.iter().filter(|(series, _)| is_kept(series));
     kept.series.extend(series.map(|(series, value)| (series.clone(), *value)));
     kept
 }
@@ -345,7 +358,7 @@ fn what_stays_is_used_replaced_and_detached() {
     assert!(agent.log().contains("its counts are given up"), "{}", agent.log());
     assert_eq!(place.left().1, left);
     send(5);
-    assert_eq!(new_to_web(&agent), 5);
+    assert_eq!(new_to_web(&agent), 13);
     drop(agent);
 
     // Programs of another version of the agent that keep the same books are replaced, and the books go on.
@@ -355,7 +368,7 @@ fn what_stays_is_used_replaced_and_detached() {
     let agent = place.agent();
     assert!(agent.log().contains("programs of an earlier agent are replaced"), "{}", agent.log());
     send(6);
-    assert_eq!(new_to_web(&agent), 11);
+    assert_eq!(new_to_web(&agent), 19);
     drop(agent);
 
     assert_eq!(place.why_nothing_stays(&place.pins()), None);
@@ -369,5 +382,37 @@ fn what_stays_is_used_replaced_and_detached() {
     assert!(code == 0 && said.contains("no agent left programs"), "{code} {said}");
     let agent = place.agent();
     wait_until("programs are attached", || is_attached(&agent));
-    assert_eq!(new_to_web(&agent), 0);
+    assert_eq!(new_to_web(&agent), 19);
+    send(1);
+    assert_eq!(new_to_web(&agent), 20);
+}
+
+/// Its interface has the same name then.
+#[test]
+fn a_pod_that_comes_back_goes_on_counting() {
+    let mut place = Place::new(Backend::Nft);
+    let mut without = place.scenario.model.clone();
+    without.endpoints.retain(|endpoint| &*endpoint.pod != "web");
+    let mut felix = place.felix.take().unwrap();
+    let node = &place.lab.node;
+    let client = &node.pod("default", "client").unwrap().netns;
+    let send = |packets| udp(client, v4(node, "shop", "web"), ALLOWED, 1, packets, SIZE).unwrap();
+    let agent = place.agent();
+    if !lacks(Lacks::Programs) {
+        wait_until("programs are attached", || is_attached(&agent));
+    }
+    let allowed = || {
+        let labels = [("pod", "web"), ("direction", "ingress"), ("action", "allow")];
+        scrape(&agent).sum("calico_accountant_policy_packets_total", &labels) as u64
+    };
+    let count = || (allowed(), new_to_web(&agent));
+    send(3);
+    let before = count();
+    for model in [&without, &place.scenario.model] {
+        felix.apply(model).unwrap();
+        agent.settled().unwrap();
+        assert_eq!(count(), before);
+    }
+    send(4);
+    assert_eq!(count(), (before.0 + 4, before.1 + if before.1 == 0 { 0 } else { 4 }));
 }

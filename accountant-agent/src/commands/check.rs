@@ -1,7 +1,8 @@
 //! `accountant check`: whether the agent would work here, and what is in its way.
 
 use super::{datastore, first_look, sources};
-use crate::config::{CheckArgs, ConfigError, KernelPrograms, Names, Process};
+use crate::config::{CheckArgs, ConfigError, KernelPrograms, Names, Process, ServingArgs};
+use crate::engine::kept::Keeper;
 use crate::engine::status::{State, Status};
 use crate::engine::{Engine, Settings};
 use crate::export::http::web_config::Web;
@@ -35,7 +36,8 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 
 async fn look(args: &CheckArgs, names: Option<&Names>) -> anyhow::Result<Status> {
     let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
-    let (engine, handle) = Engine::new(settings, sources(&args.agent.sources), names.map(datastore))?;
+    let (engine, handle) =
+        Engine::new(settings, sources(&args.agent.sources), names.map(datastore), Keeper::none())?;
     tokio::spawn(engine.run());
     Ok(first_look(&handle).await.status.clone())
 }
@@ -93,6 +95,7 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
             "hooks": hooks,
             "kept": kept(args),
         },
+        "state": state(&args.agent.serving),
         "datastore": {
             "configured": configured,
             "in_sync": datastore.in_sync,
@@ -111,6 +114,17 @@ fn kept(args: &CheckArgs) -> Value {
         Some(folder) => {
             let reason =
                 accountant_dataplane::kernel::can_stay(folder).err().map(|reason| reason.to_string());
+            json!({"folder": folder.display().to_string(), "reason": reason})
+        }
+    }
+}
+
+/// Whether what policies decided outlives the agent.
+fn state(serving: &ServingArgs) -> Value {
+    match serving.state_folder() {
+        None => json!({"folder": null, "reason": "it is turned off (--state-dir)"}),
+        Some(folder) => {
+            let reason = Keeper::new(folder).err().map(|reason| reason.to_string());
             json!({"folder": folder.display().to_string(), "reason": reason})
         }
     }
@@ -185,6 +199,11 @@ fn describe(findings: &Value) -> String {
             Some(reason) => format!("  they go with the agent, and so does what they count: {reason}"),
         });
     }
+    let state = &findings["state"];
+    lines.push(match state["reason"].as_str() {
+        None => format!("counts of policies outlive the agent: {}", text(&state["folder"])),
+        Some(reason) => format!("counts of policies begin anew with each agent: {reason}"),
+    });
     for daemon in findings["bird"].as_array().into_iter().flatten() {
         let name = Some(text(&daemon["name"])).filter(|name| !name.is_empty()).unwrap_or("bird".into());
         lines.push(format!("{name}: {} ({})", text(&daemon["state"]), text(&daemon["reason"])));

@@ -1,8 +1,11 @@
 //! `accountant run`: the agent.
 
 use super::{datastore, sources_that_stay};
-use crate::config::{AgentArgs, KernelPrograms, LogArgs, LogFormat, Process, ProgramArgs, RunArgs};
+use crate::config::{
+    AgentArgs, KernelPrograms, LogArgs, LogFormat, Process, ProgramArgs, RunArgs, ServingArgs,
+};
 use crate::engine::aside;
+use crate::engine::kept::Keeper;
 use crate::engine::{Engine, Settings};
 use crate::export::http::web_config::Followed;
 use crate::export::http::{self, Limits, Listen, Service};
@@ -11,6 +14,7 @@ use anyhow::Context;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -33,7 +37,8 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     let names = names.resolve(&Process).context("reading the configuration")?;
     detach_what_is_not_wanted(&read.programs);
     let _statistics = statistics(&read.programs);
-    let engine = Engine::new(settings, sources_that_stay(&read), Some(datastore(&names)));
+    let keeper = keeper(&serving);
+    let engine = Engine::new(settings, sources_that_stay(&read), Some(datastore(&names)), keeper);
     let (engine, handle) = engine.context("starting the sources")?;
     let web = Arc::new(Followed::new(serving.web_config_file.clone()));
     let exporter = Exporter::new(serving.compat_metrics, serving.minimum_counter);
@@ -41,7 +46,7 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     let bird = bird.context("starting to look at BIRD")?;
     let census = aside::census().context("starting to take a census")?;
     let exporter = exporter.telling_of_web(web.clone()).telling_of_bird(bird).telling_of_census(census);
-    let service = Service { engine: handle, exporter: Arc::new(exporter), max_age: serving.max_age };
+    let service = Service { engine: handle.clone(), exporter: Arc::new(exporter), max_age: serving.max_age };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = names.node.value, "counting");
     let listen = match serving.web_systemd_socket {
         true => Listen::from_systemd().context("taking the sockets of systemd (--web.systemd-socket)")?,
@@ -56,7 +61,18 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     tracing::info!("stopping");
+    // What was counted last is read and kept for the next agent.
+    handle.fresh(Duration::ZERO).await;
     Ok(())
+}
+
+/// Without a place for the books the agent counts as well, and the next one begins anew.
+fn keeper(serving: &ServingArgs) -> Keeper {
+    let Some(folder) = serving.state_folder() else { return Keeper::none() };
+    Keeper::new(folder).unwrap_or_else(|reason| {
+        tracing::warn!(%reason, "counts begin anew with the next agent (--state-dir)");
+        Keeper::none()
+    })
 }
 
 /// Turned off, the programs of an earlier agent would count on for nobody.

@@ -2,6 +2,7 @@
 
 use super::{datastore, first_look, sources};
 use crate::config::{KernelPrograms, Process, ProgramArgs, ShowArgs, SourceArgs};
+use crate::engine::kept::Keeper;
 use crate::engine::{Engine, Settings};
 use crate::export::{denied, json, table};
 use anyhow::{Context, anyhow};
@@ -114,7 +115,7 @@ async fn read(args: &ShowArgs, direct: &mut Direct) -> anyhow::Result<Value> {
         let settings = Settings { poll_interval: Duration::from_secs(3600), grace: Duration::ZERO };
         let names = args.names.resolve(&Process).context("reading the configuration")?;
         let read = sources(&without_programs(&args.sources));
-        let (engine, handle) = Engine::new(settings, read, Some(datastore(&names)))?;
+        let (engine, handle) = Engine::new(settings, read, Some(datastore(&names)), Keeper::none())?;
         tokio::spawn(engine.run());
         *direct = Some(handle);
     }

@@ -27,7 +27,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use felix::Felix;
 use setting::{Given, Origin, Setting};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The Calico packet accountant: which policy accepted or denied how many packets of which workload.
@@ -48,7 +48,7 @@ pub enum Command {
     Show(ShowArgs),
     /// Say whether the agent would work here, and what is in its way.
     Check(CheckArgs),
-    /// Detach the programs that an agent left in the kernel of this node, and forget what they counted.
+    /// Detach the programs that an agent left in the kernel of this node, with what they count.
     Detach(DetachArgs),
 }
 
@@ -178,6 +178,16 @@ pub struct ServingArgs {
     /// How long accounts of pods and policies that are gone are still shown.
     #[arg(long, env = "ACCOUNTANT_GRACE_PERIOD", value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub grace_period: Duration,
+    /// Folder in which what was counted is kept for the next agent of this boot, best on a tmpfs; empty to have each agent begin
+    /// anew.
+    #[arg(
+        long,
+        env = "ACCOUNTANT_STATE_DIR",
+        value_name = "FOLDER",
+        default_value = "/run/packet-accountant",
+        value_parser = any
+    )]
+    pub state_dir: PathBuf,
     /// Serve the metrics of calico-accountant too.
     #[arg(long, env = "ACCOUNTANT_COMPAT_METRICS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub compat_metrics: bool,
@@ -248,6 +258,22 @@ pub struct CheckArgs {
     /// What the agent would do.
     #[command(flatten)]
     pub agent: AgentArgs,
+}
+
+impl ServingArgs {
+    /// Where what was counted is kept, if it is to be.
+    pub fn state_folder(&self) -> Option<&Path> {
+        folder(&self.state_dir)
+    }
+}
+
+/// Any path, also the empty one, which is for none.
+fn any(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(text.into())
+}
+
+fn folder(path: &Path) -> Option<&Path> {
+    Some(path).filter(|path| !path.as_os_str().is_empty())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

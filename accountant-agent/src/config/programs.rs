@@ -1,5 +1,6 @@
 //! Programs in the kernel: whether there are any, and where they outlive the agent.
 
+use super::{any, folder};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -32,15 +33,10 @@ pub struct PinArgs {
     pub kernel_pins: PathBuf,
 }
 
-/// Also the empty one, which is for none.
-fn any(text: &str) -> Result<PathBuf, std::convert::Infallible> {
-    Ok(text.into())
-}
-
 impl PinArgs {
     /// The folder, if there is to be one.
     pub fn folder(&self) -> Option<&Path> {
-        Some(&*self.kernel_pins).filter(|folder| !folder.as_os_str().is_empty())
+        folder(&self.kernel_pins)
     }
 }
 

@@ -36,12 +36,14 @@ pub(super) struct Told {
 #[derive(Default)]
 pub(super) struct Books {
     pub(super) index: Index,
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     viewer: Viewer,
-    tables: BTreeMap<TableId, Book>,
-    posting: BTreeMap<Place, TableId>,
+    pub(super) tables: BTreeMap<TableId, Book>,
+    /// Tables of an earlier agent that were not read yet.
+    pub(super) absent: BTreeSet<TableId>,
+    pub(super) posting: BTreeMap<Place, TableId>,
     /// Tables that several backends have.
-    overlaps: BTreeMap<Place, Overlap>,
+    pub(super) overlaps: BTreeMap<Place, Overlap>,
     /// What was counted last in tables that are gone.
     departed: Vec<(TableId, Vec<Posting>)>,
     /// Which of several backends was last said to be counted.
@@ -65,7 +67,7 @@ pub(super) struct Books {
 type Versions = (Vec<(TableId, u64)>, u64, u64);
 
 /// What only one backend counts at a time.
-type Place = (IpVersion, Table);
+pub(super) type Place = (IpVersion, Table);
 
 impl Books {
     pub(super) fn new(grace: Duration) -> Self {
@@ -106,6 +108,15 @@ impl Books {
             }
         }
         told
+    }
+
+    /// Tables that an earlier agent had and that are not there any more when a source is read for the first time.
+    pub(super) fn note_absent(&mut self, source: Source, poll: &mut Poll) {
+        for id in self.absent.extract_if(.., |id| id.source == source) {
+            if !poll.tables.iter().any(|table| table.id == id) && !poll.gone.contains(&id) {
+                poll.gone.push(id);
+            }
+        }
     }
 
     fn compare(&mut self, source: Source, Compared { agreed, rules_only, programs_only }: Compared) {

@@ -8,6 +8,7 @@ pub mod aside;
 mod book;
 mod books;
 pub mod denied;
+pub mod kept;
 mod overlap;
 mod seen;
 pub mod sources;
@@ -19,6 +20,7 @@ use accountant_dataplane::kernel::Programs;
 use accountant_datastore::Subscription;
 use books::Books;
 use denied::DeniedView;
+use kept::Keeper;
 use sources::{Report, SourceThread, Sources};
 use status::{DatastoreStatus, KernelStatus, SourceStatus, Status};
 use std::collections::{BTreeMap, HashSet};
@@ -122,7 +124,12 @@ pub struct Engine {
     busy: HashSet<Source>,
     tick: Option<Tick>,
     waiting: Vec<oneshot::Sender<()>>,
+    keeper: Keeper,
+    /// Whether the books have changed since they were kept.
+    changed: bool,
     started: Instant,
+    /// How long agents before this one have run whose books it goes on with.
+    age_before: Duration,
     /// How many ticks have ended, and when memory was last given back.
     ticks: u64,
     gave_back: Instant,
@@ -134,6 +141,7 @@ impl Engine {
         settings: Settings,
         sources: Sources,
         datastore: Option<(&'static str, Subscription)>,
+        keeper: Keeper,
     ) -> std::io::Result<(Self, Handle)> {
         let (reporter, reports) = mpsc::channel(16);
         let (requests_in, requests) = mpsc::channel(64);
@@ -155,6 +163,8 @@ impl Engine {
             kernel: kernel.clone(),
             datastore: names.clone(),
         };
+        let mut books = Books::new(settings.grace);
+        let age_before = keeper.restore(&mut books).unwrap_or_default();
         let first = Published { view: View::default(), status, denied: DeniedView::default(), at: None };
         let (publish, published) = watch::channel(Arc::new(first));
         let engine = Self {
@@ -164,7 +174,7 @@ impl Engine {
             requests,
             publish,
             datastore: datastore.map(|(_, subscription)| subscription),
-            books: Books::new(settings.grace),
+            books,
             sources: statuses,
             programs: sources.programs,
             kernel,
@@ -172,7 +182,10 @@ impl Engine {
             busy: HashSet::new(),
             tick: None,
             waiting: Vec::new(),
+            keeper,
+            changed: false,
             started: Instant::now(),
+            age_before,
             ticks: 0,
             gave_back: Instant::now(),
         };
@@ -238,7 +251,11 @@ impl Engine {
             .poll
             .as_ref()
             .is_ok_and(|poll| poll.notes.contains(&accountant_dataplane::source::Note::MissedRewrite));
+        self.changed = true;
         let mut take = |mut poll| {
+            if report.asked {
+                self.books.note_absent(source, &mut poll);
+            }
             let told = self.books.take(&mut poll);
             self.books.take_denied(&mut poll);
             told
@@ -282,9 +299,11 @@ impl Engine {
         if self.tick.as_ref().is_some_and(|tick| tick.pending.is_empty()) {
             self.tick = None;
             self.look_up_addresses();
-            self.books.end_tick(self.started.elapsed());
+            self.books.end_tick(self.age());
             self.tell_sources();
-            self.publish_now(Some(Instant::now()));
+            if !self.waiting.is_empty() || self.keeper.is_due() {
+                self.publish_now(Some(Instant::now()));
+            }
             for waiter in self.waiting.drain(..) {
                 // Whoever gave up waiting needs no answer.
                 let _ = waiter.send(());
@@ -319,7 +338,16 @@ impl Engine {
         self.kernel.lost = self.books.lost_events();
     }
 
+    /// How long the agents whose books these are have run.
+    fn age(&self) -> Duration {
+        self.age_before + self.started.elapsed()
+    }
+
+    /// What is published was kept before, so that the next agent never tells less.
     fn publish_now(&mut self, at: Option<Instant>) {
+        if std::mem::take(&mut self.changed) {
+            self.keeper.keep(&self.books, self.age());
+        }
         self.names.objects =
             self.books.index.objects_by_kind().into_iter().map(|(k, n)| (k.to_string(), n)).collect();
         let status = Status {

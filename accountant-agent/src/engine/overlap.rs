@@ -11,19 +11,20 @@
 use accountant_core::Counter;
 use accountant_core::ledger::{AccountKey, Key, PolicyRef, Posting, What};
 use accountant_core::snapshot::TableId;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// How many ticks another backend must be ahead before it takes over: two readings are never of the same moment.
 const AHEAD: u32 = 3;
 
 /// What the backends of one table counted since there are several.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Overlap {
     counted: BTreeMap<TableId, Counted>,
     posted: HashMap<Key, Counter>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Counted {
     accounts: HashMap<Key, Counter>,
     packets: u64,

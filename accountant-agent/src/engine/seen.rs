@@ -8,20 +8,31 @@ use accountant_core::ledger::{AccountKey, Key, Ledger, Posting, What};
 use accountant_core::snapshot::TableId;
 use accountant_core::watch::{ChainVerdicts, Fate};
 use accountant_core::{ChainName, Table};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
 /// What was posted of each chain.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Seen {
     chains: HashMap<(TableId, ChainName), Posted>,
+    /// The same of chains that are gone: one that comes back under its name finds what the programs counted for it.
+    gone: HashMap<(TableId, ChainName), Posted>,
     /// Changes whenever chains come or go.
     version: u64,
     /// Packets of all chains, by how well they were seen.
+    #[serde(skip)]
     packets: BTreeMap<&'static str, u64>,
 }
 
-#[derive(Debug, Default)]
+/// How many chains that are gone are remembered, and half of these at least: as many as the programs have places for.
+const REMEMBERED: usize = 1 << 15;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Posted {
+    /// Who counted that.
+    counted_by: u32,
+    /// The version in which the chain went, last.
+    gone_at: u64,
     established: [Counter; 3],
     new: [Counter; 3],
     unresolved: u64,
@@ -32,10 +43,15 @@ impl Seen {
     /// Posts what was seen since.
     pub(super) fn take(&mut self, table: TableId, chains: &[ChainVerdicts], ledger: &mut Ledger) {
         for chain in chains {
-            let posted = self.chains.entry((table, chain.chain.clone())).or_insert_with(|| {
+            let name = (table, chain.chain.clone());
+            let gone = &mut self.gone;
+            let posted = self.chains.entry(name).or_insert_with_key(|name| {
                 self.version += 1;
-                Posted::default()
+                gone.remove(name).unwrap_or_default()
             });
+            if posted.counted_by != chain.counted_by {
+                *posted = Posted { counted_by: chain.counted_by, ..Posted::default() };
+            }
             let established = news(&mut posted.established, &chain.established);
             let new = news(&mut posted.new, &chain.new);
             for (is_established, amounts) in [(true, established), (false, new)] {
@@ -64,9 +80,20 @@ impl Seen {
     }
 
     fn retain(&mut self, is_kept: impl Fn(&(TableId, ChainName)) -> bool) {
-        let before = self.chains.len();
-        self.chains.retain(|chain, _| is_kept(chain));
-        self.version += u64::from(self.chains.len() != before);
+        let before = self.gone.len();
+        let now = self.version + 1;
+        let gone = self.chains.extract_if(|chain, _| !is_kept(chain));
+        self.gone.extend(gone.map(|(chain, posted)| (chain, Posted { gone_at: now, ..posted })));
+        if self.gone.len() == before {
+            return;
+        }
+        self.version = now;
+        if self.gone.len() > REMEMBERED {
+            let mut times: Vec<u64> = self.gone.values().map(|posted| posted.gone_at).collect();
+            times.sort_unstable();
+            let half = times[times.len() / 2];
+            self.gone.retain(|_, posted| posted.gone_at > half);
+        }
     }
 
     /// Changes whenever [`Self::keys`] may be others than before.
@@ -141,6 +168,7 @@ mod tests {
 
     fn chain(established: u64, new: [u64; 3], unresolved: u64) -> ChainVerdicts {
         ChainVerdicts {
+            counted_by: 1,
             chain: "cali-tw-cali1".into(),
             established: [packets(established), Counter::ZERO, Counter::ZERO],
             new: new.map(packets),
@@ -177,6 +205,17 @@ mod tests {
         assert_eq!(balance(&ledger, true, Fate::Accepted), Some(7));
         assert_eq!(balance(&ledger, false, Fate::Accepted), Some(17));
         assert_eq!(seen.keys().count(), 6);
+        // Gone, and back.
+        seen.take(table, &[], &mut ledger);
+        assert_eq!(seen.keys().count(), 0);
+        seen.take(table, &[chain(3, [2, 0, 0], 1)], &mut ledger);
+        assert_eq!(balance(&ledger, true, Fate::Accepted), Some(9));
+        assert_eq!(balance(&ledger, false, Fate::Accepted), Some(17));
+        // Other programs, which have counted more by now than those before.
+        let others = ChainVerdicts { counted_by: 2, ..chain(4, [3, 0, 0], 1) };
+        seen.take(table, &[others], &mut ledger);
+        assert_eq!(balance(&ledger, true, Fate::Accepted), Some(13));
+        assert_eq!(balance(&ledger, false, Fate::Accepted), Some(20));
         seen.forget(table);
         assert_eq!(seen.keys().count(), 0);
     }

@@ -142,6 +142,8 @@ pub struct ListCounts {
 pub struct ChainVerdicts {
     /// The chain.
     pub chain: ChainName,
+    /// Who counts: programs that begin anew have another number, for as long as the kernel runs.
+    pub counted_by: u32,
     /// Packets of, or related to, answered connections, by [`Fate::ALL`].
     pub established: [Counter; 3],
     /// All others, by [`Fate::ALL`].

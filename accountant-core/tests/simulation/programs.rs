@@ -159,6 +159,7 @@ impl Programs {
 impl Slot {
     fn new(chain: &ChainName) -> Self {
         let counts = ChainVerdicts {
+            counted_by: 1,
             chain: chain.clone(),
             established: [Counter::ZERO; 3],
             new: [Counter::ZERO; 3],

@@ -207,6 +207,12 @@ impl Loaded {
         mapping(&self.ebpf, name, words).map_err(refused)
     }
 
+    /// The kernel's number of the map that has the totals; 0 where it does not tell.
+    pub(super) fn counted_by(&self) -> u32 {
+        let totals = self.ebpf.map("TOTALS").and_then(data);
+        totals.and_then(|map| map.info().ok()).map_or(0, |info| info.id())
+    }
+
     /// A map.
     pub(super) fn map(&mut self, name: &str) -> Result<&mut Map, CannotHere> {
         self.ebpf.map_mut(name).ok_or_else(|| CannotHere::NoField(format!("map {name}")))

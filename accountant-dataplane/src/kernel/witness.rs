@@ -41,6 +41,8 @@ pub type Verdicts = BTreeMap<TableId, Vec<ChainVerdicts>>;
 /// The programs, attached, and what they watch.
 #[derive(Debug)]
 pub(super) struct Witness {
+    /// Of the totals' map.
+    counted_by: u32,
     loaded: Loaded,
     sizes: Sizes,
     memory: Memory,
@@ -97,6 +99,7 @@ impl Witness {
         let (interfaces, left) = memory.interfaces();
         let owners = Owners::read(memory.owners());
         Ok(Self {
+            counted_by: loaded.counted_by(),
             loaded,
             sizes,
             memory,
@@ -257,6 +260,7 @@ impl Witness {
             }
             verdicts.entry(*table).or_default().push(ChainVerdicts {
                 chain: name.clone(),
+                counted_by: self.counted_by,
                 established: [0, 1, 2].map(pair),
                 new: [3, 4, 5].map(pair),
                 sheltered: pair(6),

@@ -76,10 +76,12 @@ impl Agent {
         let log = std::env::temp_dir().join(format!("{}-{number}.log", namespace.name()));
         let file = File::create(&log).map_err(Error::file("create", &log))?;
         // Nothing outlives an agent that a test has not asked to: its namespace does not either.
-        let pins = arguments.iter().all(|argument| !argument.starts_with("--kernel-pins"));
+        let lacks = |flag: &str| arguments.iter().all(|argument| !argument.starts_with(flag));
+        let (pins, state) = (lacks("--kernel-pins"), lacks("--state-dir"));
         let child = command(namespace, program)?
             .args(["run", "--listen-address", ADDRESS])
             .args(pins.then_some("--kernel-pins="))
+            .args(state.then_some("--state-dir="))
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(file)
