@@ -149,10 +149,9 @@ impl Reconciler {
         self.chains.remove(chain);
     }
 
-    /// A chain as it is remembered, if it has the same rules: so that it is there once.
-    pub(crate) fn share(&self, chain: Arc<Chain>) -> Arc<Chain> {
-        let known = self.chains.get(&chain.name).map(|track| &track.chain);
-        known.filter(|known| ***known == *chain).cloned().unwrap_or(chain)
+    /// A chain as it is remembered.
+    pub(crate) fn chain(&self, name: &ChainName) -> Option<&Arc<Chain>> {
+        self.chains.get(name).map(|track| &track.chain)
     }
 
     /// Whether any chain waits for the confirmation of a fall.

@@ -31,7 +31,7 @@ const FORM: &[u8] = b"calico packet accountant: books 1\n";
 /// What is not renamed by then never will be.
 const ABANDONED: Duration = Duration::from_secs(60);
 /// How often it is written at most where nobody asks.
-const SELDOM: Duration = Duration::from_secs(1);
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// Whose counters the books are of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use super::equation::Equation;
 use super::indexed::Indexed;
 use super::store::{Store, Unknown};
 use super::structure::{Feed, Program, Role, Shared};
+use crate::ChainName;
 use crate::calico::chain::ChainKind;
 use crate::calico::endpoint::{EndpointChain, Marks};
 use crate::calico::policy::Generation;
@@ -16,6 +17,7 @@ use crate::calico::shared::{PolicyChain, group_members};
 use crate::reconcile::Reconciler;
 use crate::rule::Chain;
 use crate::snapshot::TableId;
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use slab::Slab;
 use std::collections::HashMap;
@@ -28,7 +30,7 @@ struct Keeping<'a> {
     reconciler: &'a Reconciler,
     equations: &'a Slab<Equation>,
     unknowns: &'a Slab<Unknown>,
-    feeding: Vec<(&'a Arc<Chain>, &'a [Feed])>,
+    feeding: Vec<(&'a ChainName, Option<&'a Chain>, &'a [Feed])>,
     marks: Marks,
     generation: Generation,
     snapshot: u64,
@@ -43,8 +45,8 @@ struct Kept {
     reconciler: Reconciler,
     equations: Slab<Equation>,
     unknowns: Slab<Unknown>,
-    /// The chains whose rules feed equations, and which.
-    feeding: Vec<(Arc<Chain>, Vec<Feed>)>,
+    /// The chains whose rules feed equations, and which; with their rules where these are not what the reconciler has.
+    feeding: Vec<(ChainName, Option<Arc<Chain>>, Vec<Feed>)>,
     marks: Marks,
     generation: Generation,
     snapshot: u64,
@@ -56,12 +58,16 @@ impl Serialize for Attributor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let endpoints = self.endpoints.values().map(|program| (&program.chain, &*program.feeds));
         let shared = self.shared.values().map(|shared| (&shared.chain, &*shared.feeds));
+        let feeding = endpoints.chain(shared).map(|(chain, feeds)| {
+            let known = self.reconciler.chain(&chain.name).is_some_and(|known| known.same_rules(chain));
+            (&chain.name, (!known).then_some(&**chain), feeds)
+        });
         let kept = Keeping {
             id: self.id,
             reconciler: &self.reconciler,
             equations: self.store.equations.things(),
             unknowns: self.store.unknowns.things(),
-            feeding: endpoints.chain(shared).collect(),
+            feeding: feeding.collect(),
             marks: self.marks,
             generation: self.generation,
             snapshot: self.snapshot,
@@ -76,8 +82,9 @@ impl<'de> Deserialize<'de> for Attributor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let kept = Kept::deserialize(deserializer)?;
         let (mut endpoints, mut shared) = (HashMap::new(), HashMap::new());
-        for (chain, feeds) in kept.feeding {
-            let (name, chain) = (chain.name.clone(), kept.reconciler.share(chain));
+        for (name, chain, feeds) in kept.feeding {
+            let chain = chain.or_else(|| kept.reconciler.chain(&name).cloned());
+            let chain = chain.ok_or_else(|| D::Error::custom(format!("chain {name} has no rules")))?;
             match ChainKind::of(&name) {
                 ChainKind::Endpoint { endpoint, .. } => {
                     let read = EndpointChain::read(&chain);
