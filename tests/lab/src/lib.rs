@@ -8,6 +8,7 @@
 //! * [`policy`]: the model, what a user would say in manifests: pods, tiers, policies, host endpoints;
 //! * [`felix`]: the rules that Felix of a version and backend writes for that model;
 //! * [`apply`]: putting them into the kernel the way Felix does, rewrites included, and loading captured rules;
+//! * [`kube_proxy`]: a second writer beside Felix;
 //! * [`traffic`]: traffic in known numbers;
 //! * [`scenario`]: ready models, from three pods to a big node;
 //! * [`agent`] and [`books`]: the agent in there, and its accounts beside the truth.
@@ -40,6 +41,7 @@ pub mod apply;
 pub mod books;
 pub mod error;
 pub mod felix;
+pub mod kube_proxy;
 pub mod netns;
 pub mod node;
 pub mod policy;
