@@ -47,11 +47,15 @@ fn main() {
     }
 }
 
-/// Flags that leave the machine's paths out of the objects: the same sources give the same programs.
+/// Flags that leave the machine's paths out of the objects: the same sources give the same programs. `core` is built from the
+/// toolchain's folder.
 fn remap(root: &Path) -> String {
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
     let cargo = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).unwrap_or_default();
-    format!("--remap-path-prefix={}=/src --remap-path-prefix={}=/cargo", root.display(), cargo.display())
+    let sysroot = Command::new(env::var("RUSTC").unwrap()).args(["--print", "sysroot"]).output();
+    let sysroot = String::from_utf8(sysroot.expect("rustc can be started").stdout).expect("a path in UTF-8");
+    let paths = [(root, "/src"), (&cargo, "/cargo"), (Path::new(sysroot.trim()), "/rust")];
+    paths.map(|(path, name)| format!("--remap-path-prefix={}={name}", path.display())).join(" ")
 }
 
 /// bpf-linker, where `cargo xtask setup` installs it.

@@ -45,7 +45,7 @@ impl Program {
     }
 
     /// In a folder of the workspace.
-    pub(crate) fn within(mut self, folder: &str) -> Self {
+    pub(crate) fn within(mut self, folder: impl AsRef<Path>) -> Self {
         self.0.current_dir(root().join(folder));
         self
     }

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arm64;
 mod command;
 mod datastore;
 mod demo;
@@ -38,6 +39,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run unit tests that are built for arm64, under qemu-user.
+    TestArm64,
     /// Run tests of real traffic on other kernels, in virtual machines; says what the agent can do on each.
     VmTest(vm::Args),
     /// Measure, and compare with what others need.
@@ -70,6 +73,7 @@ fn main() -> Result<()> {
         Command::Build => build(),
         Command::Demo(args) => demo::run(&args),
         Command::Test { arguments } => test::run(&arguments),
+        Command::TestArm64 => arm64::test(),
         Command::VmTest(args) => vm::run(&args),
         Command::Bench { arguments } => bench(&arguments),
         Command::Scale => scale(),

@@ -67,8 +67,13 @@ pub(crate) fn toolchain() -> Result<()> {
 
 /// C compilers for the static binaries of the image.
 pub(crate) fn static_builds(arm64: bool) -> Result<()> {
-    let both = [("musl-gcc", "musl-tools"), ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")];
-    packages(if arm64 { &both } else { &both[..1] })
+    let all = [
+        ("musl-gcc", "musl-tools"),
+        ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+        // The compiler only recommends its headers.
+        ("/usr/aarch64-linux-gnu/include/stdint.h", "libc6-dev-arm64-cross"),
+    ];
+    packages(if arm64 { &all } else { &all[..1] })
 }
 
 fn rust_src() -> Result<()> {
@@ -80,6 +85,11 @@ fn rust_src() -> Result<()> {
     program("rustup", &["component", "add", "rust-src"]).run().context("is Rust installed by rustup?")
 }
 
+/// Where bpf-linker is.
+pub(crate) fn linker() -> PathBuf {
+    root().join("target/tools/bin/bpf-linker")
+}
+
 /// Installs bpf-linker for the LLVM of this rustc: the linker must read what the compiler writes. LLVM itself is the shared
 /// library that comes with the toolchain.
 fn bpf_linker() -> Result<()> {
@@ -87,9 +97,7 @@ fn bpf_linker() -> Result<()> {
     let version = program("rustc", &["-vV"]).output()?;
     let stamp = format!("bpf-linker {BPF_LINKER}\n{version}");
     let stamp_file = tools.join("bpf-linker.stamp");
-    if tools.join("bin/bpf-linker").exists()
-        && fs::read_to_string(&stamp_file).is_ok_and(|known| known == stamp)
-    {
+    if linker().exists() && fs::read_to_string(&stamp_file).is_ok_and(|known| known == stamp) {
         return Ok(());
     }
     let llvm = version

@@ -4,7 +4,7 @@
 //! the other, as `cargo test` does it, costs the sum of both; here each kind has a lane.
 
 use crate::command::{cargo, say};
-use crate::setup;
+use crate::{arm64, setup};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if !failed.is_empty() {
         bail!("tests failed in: {}", failed.join(", "));
     }
-    cargo(&["test", "--workspace", "--doc"]).run()
+    cargo(&["test", "--workspace", "--doc"]).run()?;
+    arm64::test()
 }
 
 /// A test binary that cargo built.

@@ -5,7 +5,7 @@
 
 use super::archive::Entry;
 use super::layout::Layout;
-use super::{Arch, Shipped};
+use super::{Arch, Shipped, twin};
 use crate::command::{cargo, root, say};
 use crate::setup;
 use anyhow::Result;
@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Architectures; can be given several times.
     #[arg(long, value_enum, default_value = "amd64")]
     arch: Vec<Arch>,
+    /// Build everything once more, from a copy of the sources in another folder, and compare: the image has to be the same.
+    #[arg(long)]
+    twice: bool,
     /// Run the tests of the container on the image, in place of the binary that they build.
     #[arg(long)]
     test: bool,
@@ -25,7 +28,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut layout = Layout::new(&root().join("target/image"))?;
     for &arch in &args.arch {
-        let Shipped { binary, licences, sbom } = Shipped::new(arch)?;
+        let shipped = Shipped::new(arch)?;
+        if args.twice {
+            twin::compare(arch, &shipped)?;
+        }
+        let Shipped { binary, licences, sbom } = shipped;
         let entries = [
             Entry::new("accountant", 0o755, binary),
             Entry::new("licenses.txt", 0o644, licences),

@@ -27,11 +27,11 @@ struct Package {
     folder: PathBuf,
 }
 
-/// What the agent for a target is made of.
-pub(super) fn of(triple: &str) -> Result<Materials> {
+/// What the agent for a target is made of, by the sources in this folder.
+pub(super) fn of(folder: &Path, triple: &str) -> Result<Materials> {
     let mut packages = BTreeMap::new();
-    collect("Cargo.toml", "accountant-agent", triple, &mut packages)?;
-    collect("accountant-ebpf/Cargo.toml", "accountant-ebpf", triple, &mut packages)?;
+    collect(folder, "accountant-agent", triple, &mut packages)?;
+    collect(&folder.join("accountant-ebpf"), "accountant-ebpf", triple, &mut packages)?;
     let rust = program("rustc", &["--version"]).output()?;
     let rust = rust.split_whitespace().nth(1).context("rustc tells no version")?.to_string();
     Ok(Materials { packages, rust })
@@ -42,21 +42,13 @@ fn text(value: &Value) -> &str {
 }
 
 fn collect(
-    manifest: &str,
+    workspace: &Path,
     package: &str,
     triple: &str,
     into: &mut BTreeMap<(String, String), Package>,
 ) -> Result<()> {
-    let arguments = [
-        "metadata",
-        "--format-version=1",
-        "--locked",
-        "--filter-platform",
-        triple,
-        "--manifest-path",
-        manifest,
-    ];
-    let metadata: Value = serde_json::from_str(&cargo(&arguments).output()?)?;
+    let arguments = ["metadata", "--format-version=1", "--locked", "--filter-platform", triple];
+    let metadata: Value = serde_json::from_str(&cargo(&arguments).within(workspace).output()?)?;
     let empty = Vec::new();
     let list = |value: &'_ Value| value.as_array().unwrap_or(&empty).clone();
     let packages: BTreeMap<_, _> =
@@ -182,7 +174,7 @@ fn licence_files(package: &Package) -> Result<Vec<PathBuf>> {
 mod tests {
     #[test]
     fn all_that_is_linked_is_named_and_what_is_not_is_not() {
-        let materials = super::of("x86_64-unknown-linux-gnu").unwrap();
+        let materials = super::of(&crate::command::root(), "x86_64-unknown-linux-gnu").unwrap();
         let sbom: serde_json::Value = serde_json::from_str(&materials.sbom().unwrap()).unwrap();
         let names: Vec<_> =
             sbom["packages"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();

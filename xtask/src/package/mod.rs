@@ -7,12 +7,13 @@ pub(crate) mod deb;
 pub(crate) mod image;
 mod layout;
 mod materials;
+mod twin;
 
 use crate::command::{cargo, program, root, say};
 use crate::setup;
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Architectures by the name that OCI and Debian have for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +25,9 @@ enum Arch {
 }
 
 impl Arch {
+    /// This machine's.
+    const HERE: Self = if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::Amd64 };
+
     fn name(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
@@ -40,6 +44,7 @@ impl Arch {
 }
 
 /// The agent for an architecture, and what belongs to it.
+#[derive(PartialEq, Eq)]
 struct Shipped {
     binary: Vec<u8>,
     licences: String,
@@ -51,22 +56,32 @@ impl Shipped {
     fn new(arch: Arch) -> Result<Self> {
         setup::toolchain()?;
         setup::static_builds(arch == Arch::Arm64)?;
-        let binary = build(arch)?;
-        let materials = materials::of(arch.triple())?;
+        program("rustup", &["target", "add", arch.triple()]).run()?;
+        Self::from(&root(), arch)
+    }
+
+    /// Builds it from the sources in this folder.
+    fn from(folder: &Path, arch: Arch) -> Result<Self> {
+        let binary = build(folder, arch)?;
+        let materials = materials::of(folder, arch.triple())?;
         let binary = fs::read(&binary).with_context(|| binary.display().to_string())?;
         Ok(Self { binary, licences: materials.licences()?, sbom: materials.sbom()? })
     }
 }
 
 /// The static binary for an architecture.
-fn build(arch: Arch) -> Result<PathBuf> {
+fn build(folder: &Path, arch: Arch) -> Result<PathBuf> {
     let triple = arch.triple();
-    program("rustup", &["target", "add", triple]).run()?;
     say(&format!("building the static binary for {}", arch.name()));
     let variable = |name: &str| name.replace("TRIPLE", &triple.replace('-', "_"));
     let arguments =
         ["build", "--release", "--target", triple, "--package", "accountant-agent", "--bin", "accountant"];
-    let mut build = cargo(&arguments).env("CARGO_ENCODED_RUSTFLAGS", remap()?);
+    let target = folder.join("target");
+    let mut build = cargo(&arguments)
+        .within(folder)
+        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_ENCODED_RUSTFLAGS", remap(folder)?)
+        .env("ACCOUNTANT_BPF_LINKER", setup::linker());
     if arch == Arch::Arm64 {
         // For what of the cryptography is written in C; and the linker that comes with Rust links for every architecture.
         build = build
@@ -74,15 +89,15 @@ fn build(arch: Arch) -> Result<PathBuf> {
             .env(&variable("CARGO_TARGET_TRIPLE_LINKER").to_uppercase(), "rust-lld");
     }
     build.run()?;
-    Ok(root().join("target").join(triple).join("release/accountant"))
+    Ok(target.join(triple).join("release/accountant"))
 }
 
 /// Flags that leave the machine's paths out of the binary.
-fn remap() -> Result<String> {
+fn remap(folder: &Path) -> Result<String> {
     let sysroot = program("rustc", &["--print", "sysroot"]).output()?;
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
     let cargo = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("HOME is not set")?;
-    let paths = [(root(), "/src"), (cargo, "/cargo"), (sysroot.trim().into(), "/rust")];
-    let flag = |(path, name): &(PathBuf, &str)| format!("--remap-path-prefix={}={name}", path.display());
+    let paths = [(folder, "/src"), (&cargo, "/cargo"), (Path::new(sysroot.trim()), "/rust")];
+    let flag = |(path, name): &(&Path, &str)| format!("--remap-path-prefix={}={name}", path.display());
     Ok(paths.iter().map(flag).collect::<Vec<_>>().join("\x1f"))
 }

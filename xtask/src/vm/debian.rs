@@ -149,7 +149,7 @@ impl Apt {
 
     fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
         let debs = self.folder.join("debs");
-        self.get(&["download", "--quiet=2"]).args(packages).within(&debs.display().to_string()).run()?;
+        self.get(&["download", "--quiet=2"]).args(packages).within(&debs).run()?;
         for deb in fs::read_dir(&debs)? {
             let deb = deb?.path();
             let [file, into] = [&deb, into].map(|path| path.display().to_string());
