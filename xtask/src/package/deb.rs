@@ -5,7 +5,8 @@
 
 use super::archive::{Entry, gzip, tar};
 use super::{Arch, Shipped};
-use crate::command::{root, say};
+use crate::command::{cargo, root, say};
+use crate::setup;
 use anyhow::{Context, Result};
 use std::fs;
 
@@ -15,6 +16,9 @@ pub(crate) struct Args {
     /// Architectures; can be given several times.
     #[arg(long, value_enum, default_value = "amd64")]
     arch: Vec<Arch>,
+    /// Install the package of this machine's architecture in a systemd that is booted for it, and see it count.
+    #[arg(long)]
+    test: bool,
 }
 
 const NAME: &str = "calico-packet-accountant";
@@ -32,6 +36,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let file = format!("target/{NAME}_{}_{}.deb", env!("CARGO_PKG_VERSION"), arch.name());
         fs::write(root().join(&file), package).with_context(|| file.clone())?;
         say(&format!("wrote {file}"));
+        if args.test && arch == Arch::HERE {
+            setup::everything()?;
+            say("running the tests of systemd with it");
+            let tests = ["test", "--package", "accountant-agent", "--test", "systemd"];
+            cargo(&tests).env("ACCOUNTANT_DEB", root().join(file)).run()?;
+        }
     }
     Ok(())
 }
