@@ -340,7 +340,7 @@ fn what_stays_is_used_replaced_and_detached() {
     assert!(code != 0 && error.contains("another agent has its programs"), "{code} {error}");
     assert_eq!(new_to_web(&agent), 7);
     let next = place.spawn();
-    wait_until("the next agent has seen the first one", || next.log().contains("these wait for its end"));
+    wait_until("the next agent has seen the first one", || next.log().contains("waits for its end"));
     drop(agent);
     wait_until("the next agent serves", || next.get("/readyz").is_ok_and(|answer| answer.status == 200));
     wait_until("its programs are attached", || is_attached(&next));

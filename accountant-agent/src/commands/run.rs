@@ -5,7 +5,7 @@ use crate::config::{
     AgentArgs, KernelPrograms, LogArgs, LogFormat, Process, ProgramArgs, RunArgs, ServingArgs,
 };
 use crate::engine::aside;
-use crate::engine::kept::Keeper;
+use crate::engine::kept::{CannotKeep, Keeper};
 use crate::engine::{Engine, Settings};
 use crate::export::http::web_config::Followed;
 use crate::export::http::{self, Limits, Listen, Service};
@@ -35,9 +35,14 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     let AgentArgs { names, sources: read, serving } = args.agent;
     let settings = Settings { poll_interval: serving.poll_interval, grace: serving.grace_period };
     let names = names.resolve(&Process).context("reading the configuration")?;
-    detach_what_is_not_wanted(&read.programs);
     let _statistics = statistics(&read.programs);
-    let keeper = keeper(&serving);
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let keeper = tokio::select! {
+        keeper = keeper(&serving) => keeper,
+        _ = tokio::signal::ctrl_c() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
+    detach_what_is_not_wanted(&read.programs);
     let engine = Engine::new(settings, sources_that_stay(&read), Some(datastore(&names)), keeper);
     let (engine, handle) = engine.context("starting the sources")?;
     let web = Arc::new(Followed::new(serving.web_config_file.clone()));
@@ -54,7 +59,6 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     };
     http::start(listen, service, web, Limits::default()).context("starting the HTTP server")?;
     let counting = tokio::spawn(engine.run());
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     tokio::select! {
         result = counting => result.context("the event loop ended")?,
         _ = tokio::signal::ctrl_c() => {}
@@ -66,10 +70,16 @@ async fn agent(args: RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Without a place for the books the agent counts as well, and the next one begins anew.
-fn keeper(serving: &ServingArgs) -> Keeper {
+/// Where the books are kept, once no other agent keeps them. Without a place for them the agent counts as well, and the next one
+/// begins anew.
+async fn keeper(serving: &ServingArgs) -> Keeper {
     let Some(folder) = serving.state_folder() else { return Keeper::none() };
-    Keeper::new(folder).unwrap_or_else(|reason| {
+    let keeper = async {
+        let mut keeper = Keeper::new(folder)?;
+        keeper.its_turn().await?;
+        Ok(keeper)
+    };
+    keeper.await.unwrap_or_else(|reason: CannotKeep| {
         tracing::warn!(%reason, "counts begin anew with the next agent (--state-dir)");
         Keeper::none()
     })

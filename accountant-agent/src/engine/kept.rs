@@ -17,10 +17,12 @@ use super::seen::Seen;
 use accountant_core::attribute::Attributor;
 use accountant_core::ledger::{Ledger, Posting};
 use accountant_core::snapshot::TableId;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -28,6 +30,8 @@ use thiserror::Error;
 
 /// The first line: raise the number when anything that is kept changes its form.
 const FORM: &[u8] = b"calico packet accountant: books 1\n";
+/// How long one that waits sleeps.
+const AGAIN: Duration = Duration::from_millis(50);
 /// What is not renamed by then never will be.
 const ABANDONED: Duration = Duration::from_secs(60);
 /// How often it is written at most where nobody asks.
@@ -98,6 +102,8 @@ pub enum CannotKeep {
 pub struct Keeper {
     file: Option<PathBuf>,
     whose: Option<Whose>,
+    /// Held by whose turn it is.
+    turn: Option<Flock<File>>,
     written: Option<Instant>,
     /// Whether it was said that they cannot be kept.
     said: bool,
@@ -106,7 +112,7 @@ pub struct Keeper {
 impl Keeper {
     /// Keeps nothing.
     pub fn none() -> Self {
-        Self { file: None, whose: None, written: None, said: false }
+        Self { file: None, whose: None, turn: None, written: None, said: false }
     }
 
     /// Keeps books in this folder, which is made if need be.
@@ -122,10 +128,37 @@ impl Keeper {
         let namespace = namespace.map_err(failed("asking for the network namespace's cookie for", folder))?;
         let whose = Whose { boot: boot.trim().into(), namespace };
         let file = folder.join(format!("books-{namespace}"));
-        let keeper = Self { file: Some(file), whose: Some(whose), written: None, said: false };
+        let keeper = Self { file: Some(file), whose: Some(whose), ..Self::none() };
         keeper.may_write()?;
         keeper.file.as_deref().map(tidy);
         Ok(keeper)
+    }
+
+    /// Waits until no other agent keeps books here: there is one book, and who goes on with it has to have its end. Meanwhile the other
+    /// one counts, and serves.
+    pub async fn its_turn(&mut self) -> Result<(), CannotKeep> {
+        let Some(file) = self.file.as_deref().map(|file| file.with_extension("lock")) else { return Ok(()) };
+        let failed = |doing| {
+            let path = file.display().to_string();
+            move |error| CannotKeep::File { doing, path, error }
+        };
+        let options = OpenOptions::new().create(true).append(true).open(&file);
+        let mut lock = options.map_err(failed("opening"))?;
+        let mut said = false;
+        loop {
+            lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+                Ok(turn) => {
+                    self.turn = Some(turn);
+                    return Ok(());
+                }
+                Err((lock, Errno::EAGAIN)) => lock,
+                Err((_, error)) => return Err(failed("locking")(error.into())),
+            };
+            if !std::mem::replace(&mut said, true) {
+                tracing::info!(file = %file.display(), "another agent counts here: this one waits for its end");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     /// Whether a file could be written there.
@@ -336,6 +369,17 @@ mod tests {
         // What cannot be written is said, and no more than that.
         keeper.keep(&books(5), Duration::ZERO);
         assert!(keeper.said);
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let [mut first, mut second] = [(), ()].map(|()| Keeper::new(folder.path()).unwrap());
+        first.its_turn().await.unwrap();
+        let mut waiting = Box::pin(second.its_turn());
+        assert!(tokio::time::timeout(3 * AGAIN, &mut waiting).await.is_err());
+        drop(first);
+        waiting.await.unwrap();
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Mounted {
     pub calico: Option<PathBuf>,
     /// What is `/sys/fs/bpf` on a node; default: an empty one.
     pub bpf: Option<PathBuf>,
+    /// What is `/run/packet-accountant` on a node; default: an empty one.
+    pub state: Option<PathBuf>,
     /// A capability beside those of the pod.
     pub capability: Option<&'static str>,
 }
@@ -87,6 +89,7 @@ impl Container {
         fill(&made("rootfs"));
         mounted.calico.get_or_insert_with(|| made("calico"));
         mounted.bpf.get_or_insert_with(|| made("bpf"));
+        mounted.state.get_or_insert_with(|| made("state"));
         let config = config(pod, seccomp, lab, &mounted);
         fs::write(at("config.json"), config.to_string()).unwrap();
         // A namespace of processes ends all of it with the shell. crun looks for cgroups; the machine's are not touched.
@@ -207,6 +210,7 @@ fn mounts(container: &Value, lab: &Lab, mounted: &Mounted) -> Vec<Value> {
                 file
             }
             "calico-run" => mounted.calico.clone().unwrap_or_default(),
+            "state" => mounted.state.clone().unwrap_or_default(),
             "bpf-pins" => mounted.bpf.clone().unwrap_or_default(),
             other => panic!("what is the volume {other} in the lab?"),
         };
