@@ -3,7 +3,8 @@
 //! A rule is known again by its content ([`crate::rule::RuleId`]), not by its position. Its first value counts whole, a
 //! rise counts as the difference. A fall is not believed until a second reading confirms it; until then the whole
 //! chain is held back, so that its rules never tell of different spans of time. Then the new value counts whole and a
-//! reset is on record. A rule that was deleted hands over its last value ([`crate::snapshot::Retired`]).
+//! reset is on record. Where counters may show a moment of zeros, a chain that is all zeros right after rules changed is
+//! not believed either: it tells of nothing, and may hide what was counted. A rule that was deleted hands over its last value ([`crate::snapshot::Retired`]).
 //!
 //! Invariant: no delta is negative, and nothing is counted twice.
 
@@ -50,6 +51,9 @@ pub struct ChainDelta {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Reconciler {
     chains: HashMap<ChainName, Track>,
+    /// Since when zeros may be a moment's.
+    #[serde(skip)]
+    uneasy_since: Option<Duration>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,6 +73,8 @@ pub struct Circumstances {
     pub first_sight: bool,
     /// Counters may show a moment of zeros.
     pub may_dip: bool,
+    /// This may be such a moment, [`Reconciler::may_hide`].
+    pub may_hide: bool,
     /// When the reading was taken.
     pub at: Duration,
 }
@@ -99,7 +105,8 @@ impl Reconciler {
 
         let before = track.last_of(chain);
         let fell = before.iter().zip(counters).any(|(before, now)| before.is_some_and(|b| now.fell_below(b)));
-        if fell && !track.believes_fall(circumstances) {
+        let hides = circumstances.may_hide && counters.iter().all(|now| now.is_zero());
+        if hides || (fell && !track.believes_fall(circumstances)) {
             return None;
         }
         let mut delta = ChainDelta::empty(chain);
@@ -111,6 +118,23 @@ impl Reconciler {
         *track =
             Track { chain: chain.clone(), last: counters.iter().copied().map(Some).collect(), fell_at: None };
         Some(delta)
+    }
+
+    /// Whether a snapshot may be of the moment in which counters are at zero: rules changed, or counters fell, and neither
+    /// was long ago. Chains that are all zeros in it tell nothing then.
+    pub fn may_hide(&mut self, snapshot: &Snapshot) -> bool {
+        let falls = || self.chains.values().any(|track| track.fell_at.is_some());
+        let is_uneasy = self.uneasy_since.is_some() || self.will_change(snapshot) || falls();
+        if !snapshot.may_dip || !is_uneasy {
+            self.uneasy_since = None;
+            return false;
+        }
+        let since = *self.uneasy_since.get_or_insert(snapshot.at);
+        let is_over = snapshot.at.saturating_sub(since) >= DIP_IS_OVER;
+        if is_over {
+            self.uneasy_since = None;
+        }
+        !is_over
     }
 
     /// Whether rules are gone in a snapshot, or chains, that did not hand over their last values.
@@ -156,7 +180,7 @@ impl Reconciler {
 
     /// Whether any chain waits for the confirmation of a fall.
     pub fn waits(&self) -> bool {
-        self.chains.values().any(|track| track.fell_at.is_some())
+        self.uneasy_since.is_some() || self.chains.values().any(|track| track.fell_at.is_some())
     }
 }
 
@@ -238,7 +262,12 @@ mod tests {
     }
 
     fn at(millis: u64) -> Circumstances {
-        Circumstances { first_sight: false, may_dip: false, at: Duration::from_millis(millis) }
+        Circumstances {
+            first_sight: false,
+            may_dip: false,
+            may_hide: false,
+            at: Duration::from_millis(millis),
+        }
     }
 
     fn packets(delta: &ChainDelta) -> Vec<u64> {
@@ -288,6 +317,17 @@ mod tests {
         assert!(reconciler.read(&reading(&chain, &[0]), dip(1)).is_none());
         assert!(reconciler.read(&reading(&chain, &[0]), dip(2)).is_none());
         assert_eq!(packets(&reconciler.read(&reading(&chain, &[0]), dip(300)).unwrap()), [0]);
+    }
+
+    #[test]
+    fn zeros_of_new_rules_may_be_a_dip() {
+        let mut reconciler = Reconciler::default();
+        reconciler.read(&reading(&chain(&["a", "b"]), &[0, 0]), at(0));
+        let rewritten = chain(&["a", "c"]);
+        let dip = |millis| Circumstances { may_dip: true, may_hide: true, ..at(millis) };
+        assert!(reconciler.read(&reading(&rewritten, &[0, 0]), dip(1)).is_none());
+        let delta = reconciler.read(&reading(&rewritten, &[1, 1]), dip(2)).unwrap();
+        assert_eq!(delta.spans, [Span::SinceReading, Span::SinceCreation]);
     }
 
     #[test]

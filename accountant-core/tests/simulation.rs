@@ -17,6 +17,8 @@ mod felix;
 mod kernel;
 #[path = "simulation/laws.rs"]
 mod laws;
+#[path = "simulation/overtaken.rs"]
+mod overtaken;
 #[path = "simulation/programs.rs"]
 mod programs;
 #[path = "simulation/scenario.rs"]

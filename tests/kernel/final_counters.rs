@@ -48,8 +48,12 @@ impl Sums {
             deltas.push(reconciler.retire(retired));
         }
         for reading in snapshot.chains.iter().filter(|r| r.chain.name.as_str() == CHAIN) {
-            let circumstances =
-                Circumstances { first_sight: false, may_dip: snapshot.may_dip, at: snapshot.at };
+            let circumstances = Circumstances {
+                first_sight: false,
+                may_dip: snapshot.may_dip,
+                may_hide: false,
+                at: snapshot.at,
+            };
             deltas.extend(reconciler.read(reading, circumstances));
         }
         for delta in deltas {

@@ -31,8 +31,10 @@ impl Settler<'_> {
             let held = self.store[row].rest() - others;
             self.charge(row, component, known, held);
         }
-        let equations = rows.into_iter().chain(component.columns.iter().copied());
-        for id in equations.collect::<Vec<_>>() {
+        for &row in &rows {
+            self.forget_told(row);
+        }
+        for id in rows.into_iter().chain(component.columns.iter().copied()) {
             self.store[id].close();
         }
         for &unknown in &component.unknowns {
@@ -50,13 +52,17 @@ impl Settler<'_> {
     }
 
     /// Whether the sum over a tier is accounted for in place of those policies whose rules changed their meaning.
-    fn stands_in(&self, row: EquationId) -> bool {
-        let is_straddled = |row: &EquationId| {
-            let row = &self.store[*row];
-            row.role == Role::Counts && row.doubt().is_some_and(|doubt| doubt.blame == Blame::Elsewhere)
-        };
+    pub(super) fn stands_in(&self, row: EquationId) -> bool {
+        let rows = self.store[row].terms.iter().flat_map(|&term| &self.store[term].rows);
+        let rows = rows.map(|&row| &self.store[row]).filter(|row| row.role == Role::Counts);
+        let mut blames = rows.filter_map(|row| row.doubt()).map(|doubt| doubt.blame);
+        self.store[row].role == Role::Helps && blames.any(|blame| blame == Blame::Elsewhere)
+    }
+
+    /// Whether part of it is doubted, and charged to nobody if it turns out to be there.
+    pub(super) fn is_nobodys(&self, row: EquationId) -> bool {
         let mut rows = self.store[row].terms.iter().flat_map(|&term| &self.store[term].rows);
-        self.store[row].role == Role::Helps && rows.any(is_straddled)
+        rows.any(|&row| self.store[row].doubt().is_some_and(|doubt| matches!(doubt.blame, Blame::Nobody(_))))
     }
 
     /// It does not come to rest: what is certain by now is accounted for.
@@ -170,7 +176,11 @@ impl Settler<'_> {
             Some(Blame::Elsewhere) | None => None,
         };
         let elsewhere = if key_of_doubtful.is_none() { doubtful } else { Amount::ZERO };
-        self.post_some(key_of_doubtful, doubtful);
+        let twice = match &key_of_doubtful {
+            Some(Key::Unattributed(..)) => self.take_deficit(id, doubtful),
+            _ => Amount::ZERO,
+        };
+        self.post_some(key_of_doubtful, doubtful - twice);
         self.post_some(Some(self.one_of(&open)), left - doubtful);
         left - elsewhere
     }

@@ -12,6 +12,7 @@
 mod amount;
 mod bounds;
 mod close;
+mod deficit;
 mod equation;
 mod indexed;
 mod kept;
@@ -176,9 +177,11 @@ impl Attributor {
             self.book(&delta, Blind::default(), &mut attribution);
         }
         self.adopt(snapshot.chains.iter().map(|reading| &reading.chain), blind);
+        let may_hide = !blind.first && self.reconciler.may_hide(snapshot);
         let circumstances = Circumstances {
             first_sight: blind.first || snapshot.gap,
             may_dip: snapshot.may_dip,
+            may_hide,
             at: snapshot.at,
         };
         for reading in &snapshot.chains {
@@ -308,7 +311,7 @@ impl Attributor {
     fn doubt_all(&mut self, blame: Blame) {
         let snapshot = self.snapshot;
         for equation in self.store.equations_mut() {
-            if equation.is_column() || equation.is_helper() {
+            if equation.is_column() || equation.is_helper() || equation.is_difference {
                 equation.misses(Amount::UNBOUNDED, false);
             }
             if equation.is_column() || equation.is_difference {

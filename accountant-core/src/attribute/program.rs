@@ -160,7 +160,10 @@ impl Writer<'_> {
         }
         let (mut denied, mut passed) = (Vec::new(), Vec::new());
         for (k, item) in tier.items.iter().enumerate() {
-            let next = tier.items.get(k + 1).map(|next| next.jump).or(tier.unmatched);
+            // The drop rather than the NFLOG rule before it: a packet that a reading finds between the two is charged to
+            // nobody's policy by the one, and must not be missing in the other.
+            let end = tier.drop.or(tier.unmatched);
+            let next = tier.items.get(k + 1).map(|next| next.jump).or(end);
             let by = |action| self.by(name, item, action, tier.place(k, action));
             let [accepted, item_denied, item_passed] = PolicyAction::ALL.map(by);
             let names = || (name.clone(), item.target.clone());

@@ -6,7 +6,7 @@
 //! stays open for good. A component that never rests is closed after some readings all the same.
 
 use super::amount::Amount;
-use super::equation::Role;
+use super::equation::{Equation, Role};
 use super::program::Outcome;
 use super::solve::Known;
 use super::store::{EquationId, Store, UnknownId};
@@ -25,15 +25,20 @@ const PATIENCE: u32 = 6;
 pub(super) fn settle(table: &mut Attributor, out: &mut Attribution) {
     let Attributor { store, witness, snapshot, id, .. } = table;
     let (snapshot, source) = (*snapshot, id.source);
-    let mut settler = Settler { store, witness, snapshot, source, out };
+    let mut settler = Settler { store, witness, snapshot, source, out, deficits: vec![] };
     for equation in settler.store.equations_mut() {
         equation.end_doubt(snapshot);
     }
     settler.post_direct();
     settler.post_told();
-    for component in settler.components() {
+    settler.find_deficits();
+    let mut components = settler.components();
+    // What is closed takes its deficit along.
+    components.sort_by_key(|component| component.rows.iter().any(|row| settler.deficits.contains(row)));
+    for component in components {
         settler.component(&component);
     }
+    settler.forget_deficits();
     settler.drop_unused();
     for equation in settler.store.equations_mut() {
         equation.forget_accounted();
@@ -46,6 +51,8 @@ pub(super) struct Settler<'a> {
     pub(super) snapshot: u64,
     pub(super) source: Source,
     pub(super) out: &'a mut Attribution,
+    /// Equations that rest with less than nothing.
+    pub(super) deficits: Vec<EquationId>,
 }
 
 /// Equations that only together tell.
@@ -107,14 +114,22 @@ impl Settler<'_> {
     }
 
     /// Whether there is something in an equation that has to be solved for.
-    fn is_open(&self, id: EquationId) -> bool {
+    pub(super) fn is_open(&self, id: EquationId) -> bool {
         let equation = &self.store[id];
         match equation.role {
-            Role::Counts => equation.is_open(self.snapshot) && !self.store.is_direct(id),
+            Role::Counts => {
+                (equation.is_open(self.snapshot) || self.may_hold(equation)) && !self.store.is_direct(id)
+            }
             // The last policy of a tier without an end can pass, and nothing else tells of that.
             Role::AtMost => equation.rest().any_positive() && equation.terms.iter().any(|&t| self.is_lone(t)),
             Role::Helps | Role::Column => false,
         }
+    }
+
+    /// Whether something can be in an equation that seems to rest, because it is not known yet how much is subtracted.
+    fn may_hold(&self, equation: &Equation) -> bool {
+        let mut rows = equation.minus_terms.iter().flat_map(|&term| &self.store[term].rows);
+        rows.any(|&row| self.store[row].is_open(self.snapshot))
     }
 
     /// Whether no equation of its endpoint has this unknown as a part.
@@ -233,7 +248,7 @@ impl Settler<'_> {
     /// Forgets terms that the present rules do not have, and equations without rules, where nothing is unsettled.
     fn drop_unused(&mut self) {
         let snapshot = self.snapshot;
-        let at_rest = |equation: &super::equation::Equation| {
+        let at_rest = |equation: &Equation| {
             equation.is_quiet(snapshot) && equation.rest() == Amount::ZERO && equation.doubt().is_none()
         };
         let rows = self.store.equations().filter(|(_, e)| !e.is_column());

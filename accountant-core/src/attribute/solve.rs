@@ -209,7 +209,12 @@ impl Settler<'_> {
     fn term_bounds(&self, id: UnknownId, worth: Worth, unit: Unit) -> (i128, i128) {
         let counts = |row: &&EquationId| self.store[**row].role == Role::Counts || self.is_lone(id);
         let rows = self.store[id].rows.iter().filter(counts);
-        let most = rows.clone().map(|&row| self.bounds(&self.store[row], worth, unit).1.max(0)).min();
+        let most = rows.clone().map(|&row| {
+            let missing = self.store[row].missing().filter(|_| worth != Worth::Believed);
+            let missing = missing.map_or(0, |missing| missing.most.get(unit));
+            self.bounds(&self.store[row], worth, unit).1.max(0) + missing
+        });
+        let most = most.min();
         let least = rows.filter(|&&row| self.store.is_direct(row));
         let least = least.map(|&row| self.bounds(&self.store[row], worth, unit).0.max(0)).max();
         (least.unwrap_or(0), most.unwrap_or(0))

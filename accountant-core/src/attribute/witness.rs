@@ -13,7 +13,7 @@ use super::amount::Amount;
 use super::equation::Role;
 use super::program::Outcome;
 use super::settle::Settler;
-use super::store::{Store, UnknownId};
+use super::store::{EquationId, Store, UnknownId};
 use crate::calico::chain::ChainKind;
 use crate::calico::endpoint::Verdict;
 use crate::id::EndpointKind;
@@ -268,16 +268,44 @@ impl Settler<'_> {
         Some(amount)
     }
 
-    /// What is not accounted for in the equation that an unknown is in; nothing where that says by itself how much it is.
+    /// What is not accounted for in the best equation that an unknown is in; nothing where one says by itself how much it is,
+    /// or none can tell.
     fn left_for(&self, id: UnknownId) -> Option<Amount> {
         if self.is_lone(id) {
             // No equation has it as a part.
             return Some(Amount::UNBOUNDED);
         }
-        let mut rows = self.store[id].rows.iter().copied();
-        let row = rows.find(|&row| self.store[row].role == Role::Counts)?;
-        let tells = !self.store.is_direct(row) && !self.store[row].unusable;
-        tells.then(|| self.store[row].rest() - self.claimed(row))
+        let rows = &self.store[id].rows;
+        if rows.iter().any(|&row| self.store.is_direct(row)) {
+            return None;
+        }
+        // One that misses something is asked last.
+        let tells = |row: &&EquationId| match self.store[**row].role {
+            _ if self.store[**row].unusable => false,
+            Role::Counts => true,
+            Role::Helps => self.stands_in(**row) && !self.is_nobodys(**row),
+            Role::AtMost | Role::Column => false,
+        };
+        let helps =
+            |row: &&EquationId| (self.store[**row].missing().is_some(), self.store[**row].is_helper());
+        let row = rows.iter().filter(tells).min_by_key(helps)?;
+        Some(self.store[*row].rest() - self.claimed(*row))
+    }
+
+    /// All that is in an equation is accounted for, by whatever account: so is what was told of its terms up to now.
+    pub(super) fn forget_told(&mut self, row: EquationId) {
+        let row = &self.store[row];
+        let Some(told) = self.witness.chains.get_mut(&row.chain) else { return };
+        for (decision, tally) in &mut told.decisions {
+            let known = unknown(self.store, &row.chain, decision);
+            if let Some(id) = known.filter(|id| row.terms.contains(id)) {
+                tally.claimed = tally.told;
+                let account = self.store[id].key.as_ref().and_then(|key| self.witness.accounts.get_mut(key));
+                if let Some(account) = account {
+                    account.posted = account.posted.max(account.told);
+                }
+            }
+        }
     }
 }
 

@@ -124,7 +124,8 @@ pub(crate) fn found(backend: Backend, lines: &[&str], play: impl FnOnce(&mut Ses
     })
 }
 
-fn play_in(mut session: Session, play: impl FnOnce(&mut Session) -> Verdict) -> Session {
+/// Plays in a session. Panics with the whole story if a law is broken.
+pub(crate) fn play_in(mut session: Session, play: impl FnOnce(&mut Session) -> Verdict) -> Session {
     session.tell(play).unwrap_or_else(|law| panic!("{law}"));
     session
 }
