@@ -70,6 +70,18 @@ pub struct AccountKey {
     pub what: What,
 }
 
+/// An account of which the source tells a part only: counters of Calico's eBPF dataplane are of a rule on the whole node, or
+/// of all rules at an endpoint, and of both IP versions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TotalKey {
+    /// Whose traffic; none for that of all endpoints of the node.
+    pub endpoint: Option<Endpoint>,
+    /// Its direction as the endpoint sees it.
+    pub direction: Direction,
+    /// What became of it.
+    pub what: What,
+}
+
 /// Why packets could not be charged to an endpoint's account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Cause {
@@ -120,6 +132,8 @@ impl Cause {
 pub enum Key {
     /// To an account of an endpoint.
     Account(Arc<AccountKey>),
+    /// To an account that lacks a part of its name, because it was not told.
+    Total(Arc<TotalKey>),
     /// To the unattributed account of a source.
     Unattributed(Source, Cause),
 }
@@ -127,6 +141,12 @@ pub enum Key {
 impl From<AccountKey> for Key {
     fn from(key: AccountKey) -> Self {
         Self::Account(Arc::new(key))
+    }
+}
+
+impl From<TotalKey> for Key {
+    fn from(key: TotalKey) -> Self {
+        Self::Total(Arc::new(key))
     }
 }
 
@@ -268,7 +288,9 @@ impl Ledger {
 
 /// A group is in use as long as its members are.
 fn is_in_use(key: &Key, in_use: &HashSet<Key>) -> bool {
-    let Key::Account(account) = key else { return true };
+    let Key::Account(account) = key else {
+        return matches!(key, Key::Unattributed(..)) || in_use.contains(key);
+    };
     let What::Group { tier, members, action } = &account.what else { return in_use.contains(key) };
     members.iter().all(|member| {
         let what = What::Policy { tier: tier.clone(), policy: member.clone(), action: *action };

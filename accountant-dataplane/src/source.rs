@@ -3,7 +3,7 @@
 use crate::in_place::CannotHere;
 use crate::kernel::Denied;
 use accountant_core::ChainName;
-use accountant_core::calico::bpf::Reading;
+use accountant_core::calico::bpf::{Own, Reading};
 use accountant_core::snapshot::{Snapshot, Source, TableId};
 use nix::unistd::{SysconfVar, sysconf};
 use std::collections::HashSet;
@@ -36,6 +36,10 @@ pub struct Poll {
     pub tables: Vec<TablePoll>,
     /// Verdicts of Calico's eBPF dataplane, by IP version.
     pub verdicts: Vec<(TableId, Reading)>,
+    /// What Calico's eBPF dataplane counts itself, oldest first, each read before the verdicts.
+    pub totals: Vec<Own>,
+    /// Of how many rules it counts hits.
+    pub rules: Option<usize>,
     /// Tables that no longer apply.
     pub gone: Vec<TableId>,
     /// What the reading cost.
@@ -65,6 +69,8 @@ pub enum How {
     InPlace(Option<CannotHere>),
     /// By programs beside Calico's, as it says; or here is why nothing is read.
     Beside(Result<Box<str>, Box<str>>),
+    /// From Calico's counters alone: policies without workloads, and workloads without policies; and why.
+    Totals(Box<str>),
 }
 
 impl How {
@@ -87,6 +93,11 @@ impl How {
         }
     }
 
+    /// Whether only totals are counted, which lack a part of their name.
+    pub fn is_totals_only(&self) -> bool {
+        matches!(self, Self::Totals(_))
+    }
+
     /// In words, with the reasons for what cannot be.
     pub fn describe(&self, source: Source) -> String {
         let whole = match source {
@@ -97,6 +108,9 @@ impl How {
         match self {
             Self::Whole(reason) => format!("counters are read {whole}, not in place: {reason}"),
             Self::Beside(Ok(text) | Err(text)) => text.to_string(),
+            Self::Totals(reason) => format!(
+                "totals only, from Calico's own counters: policies without workloads, workloads without policies: {reason}"
+            ),
             Self::InPlace(None) => "counters are read in place; rewrites lose nothing".into(),
             Self::InPlace(Some(reason)) => {
                 format!("counters are read in place; rewrites can lose a little: {reason}")

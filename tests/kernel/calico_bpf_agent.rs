@@ -155,6 +155,90 @@ fn accounts_are_as_the_traffic_was() {
     assert_eq!(accounts(&agent), found);
 }
 
+/// An agent that may not look up programs counts what Calico's own counters say, and says what is missing.
+#[test]
+fn without_the_capability_there_are_totals() {
+    let (node, pins) = (node(), Pins::new());
+    for entry in std::fs::read_dir(capture().join("policy")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), pins.listings().join(entry.file_name())).unwrap();
+    }
+    let begin = || {
+        let mut stand_in = StandIn::new(&pins, NEWEST);
+        ["eth0", WEB, API].iter().for_each(|interface| stand_in.attach_both(interface));
+        decide(&stand_in);
+        stand_in
+    };
+    let _stand_in = node.host().enter(begin).unwrap();
+    let program = without_sys_admin(&pins);
+    let arguments = arguments(&pins);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let agent = Agent::start(node.host(), &program, &arguments).unwrap();
+    for (port, packets) in [(9001, 2), (7777, 4), (5000, 5)] {
+        send(&node, port, packets);
+    }
+    let pass = "tier=security policy_kind=GlobalNetworkPolicy policy=security.pass-rest action=pass";
+    let long = "a-really-long-policy-name-that-will-not-fit-into-a-chain-name";
+    let want = BTreeMap::from([
+        (format!("family=policy direction=egress {pass}"), 6),
+        (format!("family=policy direction=ingress {pass}"), 2),
+        (
+            format!(
+                "family=policy direction=egress tier=default policy_kind=NetworkPolicy policy_namespace=frontend \
+                 policy={long} action=allow"
+            ),
+            6,
+        ),
+        (
+            "family=policy direction=egress tier=security policy_kind=GlobalNetworkPolicy \
+             policy=security.block-bad action=deny"
+                .into(),
+            5,
+        ),
+        (
+            "family=policy direction=ingress tier=default policy_kind=NetworkPolicy policy_namespace=payments \
+             policy=grp-a action=allow"
+                .into(),
+            2,
+        ),
+        ("family=default_deny direction=ingress tier=security reason=no_policy".into(), 4),
+        ("family=endpoint namespace=frontend pod=web-1 direction=egress state=new verdict=accepted".into(), 6),
+        ("family=endpoint namespace=frontend pod=web-1 direction=egress state=new verdict=dropped".into(), 5),
+        ("family=endpoint namespace=payments pod=api-1 direction=ingress state=new verdict=accepted".into(), 2),
+        ("family=endpoint namespace=payments pod=api-1 direction=ingress state=new verdict=dropped".into(), 4),
+    ]);
+    let found = || {
+        let families = ["policy", "default_deny", "profile", "unattributed", "endpoint_chain", "endpoint"];
+        lines(&agent.settled().unwrap(), &families)
+    };
+    support::wait_until("all is counted", || found().len() >= want.len());
+    assert_eq!(found(), want);
+    let scraped = scrape(&agent);
+    let of_source = |metric: &str| scraped.sum(metric, &[("source", "calico-bpf")]);
+    assert_eq!(of_source("calico_accountant_source_totals_only"), 1.0);
+    assert_eq!(of_source("calico_accountant_source_up"), 1.0);
+    assert_eq!(of_source("calico_accountant_source_counted_rules"), 6.0);
+    assert_eq!(scraped.sum("policy_accept_counter", &[]), 0.0);
+    let check = [&["check"], &arguments[..arguments.len() - 2]].concat();
+    let said = Agent::run(node.host(), &program, &check).unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("source calico-bpf: counting (totals only)"), "{said}");
+    assert!(said.contains("policies without workloads") && said.contains("CAP_SYS_ADMIN"), "{said}");
+}
+
+/// The agent, started without `CAP_SYS_ADMIN`.
+fn without_sys_admin(pins: &Pins) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let script = pins.run().join("accountant");
+    let text = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set=-sys_admin {} \"$@\"\n",
+        support::program().display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script
+}
+
 /// Felix goes from iptables to eBPF and back, with both in place in between: no packet is counted twice, none is lost.
 #[test]
 fn felix_changes_the_dataplane() {

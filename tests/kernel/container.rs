@@ -106,7 +106,8 @@ fn it_counts_verdicts_of_calico_bpf_through_its_mounts() {
     let container = Container::mounting(&lab, Bpf::Allowed, mounted());
     let agent = Agent::start(lab.node.host(), &container.program(), &[]).unwrap();
     wait_until("the source says what it lacks", || agent.log().contains("CAP_SYS_ADMIN"));
-    assert_eq!(up(&agent), 0.0);
+    let totals = scrape(&agent).sum("calico_accountant_source_totals_only", &[("source", "calico-bpf")]);
+    assert_eq!((up(&agent), totals), (1.0, 1.0));
     drop(agent);
     let mounted = Mounted { capability: Some("CAP_SYS_ADMIN"), ..mounted() };
     let container = Container::mounting(&lab, Bpf::Allowed, mounted);

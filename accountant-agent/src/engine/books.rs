@@ -4,6 +4,7 @@
 //! posts ([`Books::posting`]) and the others are followed ([`Overlap`]).
 
 use accountant_core::attribute::Compared;
+use accountant_core::calico::bpf::Totals;
 use accountant_core::index::Index;
 use accountant_core::ledger::{Cause, Key, Ledger, Posting, What};
 use accountant_core::snapshot::{Source, TableId};
@@ -44,6 +45,10 @@ pub(super) struct Books {
     pub(super) posting: BTreeMap<Place, TableId>,
     /// Tables that several backends have.
     pub(super) overlaps: BTreeMap<Place, Overlap>,
+    /// What Calico's eBPF dataplane counts itself, what was said of it since the last tick ended, and whether it is there.
+    totals: Totals,
+    totals_held: Vec<Posting>,
+    has_totals: bool,
     /// What was counted last in tables that are gone.
     departed: Vec<(TableId, Vec<Posting>)>,
     /// Which of several backends was last said to be counted.
@@ -98,6 +103,11 @@ impl Books {
         for (id, reading) in &poll.verdicts {
             let book = self.tables.entry(*id).or_insert_with(|| Book::new(*id));
             told.unsettled |= book.charge(reading, &self.index);
+        }
+        for own in &poll.totals {
+            let mut charged = self.totals.apply(own, &poll.verdicts, &self.index);
+            self.totals_held.append(&mut charged.postings);
+            told.unsettled |= charged.unsettled;
         }
         for id in &poll.gone {
             self.seen.forget(*id);
@@ -164,11 +174,32 @@ impl Books {
         for (place, held) in held {
             self.post_place(place, held);
         }
+        let totals = std::mem::take(&mut self.totals_held);
+        if !self.rules_count() {
+            self.post(Source::CalicoBpf, totals);
+        }
         self.rename();
         if self.looked_after.is_none_or(|last| now.saturating_sub(last) >= LOOK_AFTER) {
             self.looked_after = Some(now);
             self.open_and_retire(now);
         }
+    }
+
+    /// Whether rules of iptables or nftables count for endpoints: then totals of the eBPF dataplane may have the same packets.
+    pub(super) fn rules_count(&self) -> bool {
+        self.tables.iter().any(|(id, book)| id.source != Source::CalicoBpf && book.has_endpoints())
+    }
+
+    /// Notes whether Calico's eBPF dataplane has counters of its own.
+    pub(super) fn note_totals(&mut self, are_there: bool) {
+        if std::mem::replace(&mut self.has_totals, are_there) != are_there {
+            self.kept_at = None;
+        }
+    }
+
+    /// By how many hits the counters of rules of the eBPF dataplane and the verdicts that were read differ.
+    pub(super) fn rule_difference(&self) -> Option<u64> {
+        self.totals.difference().filter(|_| self.has_totals)
     }
 
     /// Posts what the backends of one table counted in this tick.
@@ -182,7 +213,7 @@ impl Books {
             // Of times that nobody saw, one backend's word has to do.
             for (id, postings) in held {
                 if id == poster {
-                    self.post(id, postings);
+                    self.post(id.source, postings);
                 }
             }
             self.posting.insert(place, poster);
@@ -202,9 +233,9 @@ impl Books {
                 for (id, postings) in held {
                     overlap.count(id, postings);
                 }
-                self.post(poster, overlap.post(poster));
+                self.post(poster.source, overlap.post(poster));
                 let successor = overlap.successor(poster).filter(|id| present.contains(id));
-                heir.or(successor).inspect(|&id| self.post(id, overlap.post(id))).unwrap_or(poster)
+                heir.or(successor).inspect(|&id| self.post(id.source, overlap.post(id))).unwrap_or(poster)
             }
         };
         self.posting.insert(place, next);
@@ -229,7 +260,7 @@ impl Books {
         let last = overlap::more_than(&overlap.behind(went), &last);
         let more = overlap::more_than(&last, &first);
         for (id, postings) in [(heir, earlier), (went, last), (heir, more)] {
-            self.post(id, postings);
+            self.post(id.source, postings);
         }
     }
 
@@ -237,9 +268,9 @@ impl Books {
         self.tables.get(id).is_some_and(Book::has_endpoints)
     }
 
-    fn post(&mut self, id: TableId, postings: Vec<Posting>) {
+    fn post(&mut self, source: Source, postings: Vec<Posting>) {
         for posting in postings {
-            let exactness = self.exactness.entry((id.source, exactness(&posting.key))).or_default();
+            let exactness = self.exactness.entry((source, exactness(&posting.key))).or_default();
             *exactness = exactness.saturating_add(posting.amount.packets);
             self.ledger.post(posting);
         }
@@ -310,6 +341,10 @@ impl Books {
                 in_use.extend(Cause::ALL.map(|cause| Key::Unattributed(id.source, cause)));
             }
             in_use.extend(self.seen.keys());
+            if self.has_totals {
+                in_use.extend(self.totals.accounts().cloned());
+                in_use.extend(Cause::ALL.map(|cause| Key::Unattributed(Source::CalicoBpf, cause)));
+            }
             for key in &in_use {
                 self.ledger.open(key.clone());
             }
@@ -357,6 +392,7 @@ fn exactness(key: &Key) -> &'static str {
         Key::Account(account) if matches!(account.what, What::Group { .. }) => "group",
         Key::Unattributed(_, Cause::Undetermined) => "undetermined",
         Key::Unattributed(..) => "unattributed",
+        Key::Total(_) => "total",
         Key::Account(_) => "exact",
     }
 }

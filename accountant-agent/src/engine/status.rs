@@ -66,6 +66,10 @@ pub struct SourceStatus {
     pub notes: BTreeMap<&'static str, u64>,
     /// How many packets the dataplane's own counters have more (or less) than were read, where there are such counters.
     pub difference: Option<i64>,
+    /// By how many hits of rules they differ, summed over the rules.
+    pub rule_difference: Option<u64>,
+    /// Of how many rules the dataplane counts hits, where it can only of so many.
+    pub rules: Option<usize>,
     /// Changes of Calico's chains by the program that made them.
     pub writers: BTreeMap<String, u64>,
 }
@@ -90,6 +94,8 @@ impl SourceStatus {
             errors: BTreeMap::new(),
             notes: BTreeMap::new(),
             difference: None,
+            rule_difference: None,
+            rules: None,
             writers: BTreeMap::new(),
         }
     }
@@ -116,6 +122,7 @@ impl SourceStatus {
                     self.count_note(*note, *times);
                 }
                 self.difference = poll.difference;
+                self.rules = poll.rules;
                 self.count_writers(&poll.writers);
                 self.took = poll.took;
                 self.how = poll.how.clone();
@@ -151,7 +158,7 @@ impl SourceStatus {
             return;
         }
         (self.state, self.reason) = match (endpoints, second) {
-            (0, _) => (
+            (0, _) if !self.how.is_totals_only() => (
                 State::Absent,
                 self.how.why_absent().unwrap_or("no chains of Calico's endpoints in it").into(),
             ),
@@ -159,6 +166,7 @@ impl SourceStatus {
                 let reason = "another backend has Calico's chains too, and is the one that is counted";
                 (State::Counting, reason.into())
             }
+            (_, false) if self.how.is_totals_only() => (State::Counting, "totals only".into()),
             (_, false) => (State::Counting, String::new()),
         };
     }

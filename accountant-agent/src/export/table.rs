@@ -57,6 +57,7 @@ fn row(account: &Value) -> [String; 8] {
 pub(super) fn workload(account: &Value) -> String {
     let field = |name: &str| account[name].as_str().unwrap_or_default();
     match (field("namespace"), field("pod"), field("endpoint")) {
+        ("", "", "") if account["family"] != "unattributed" => "(all of the node)".to_string(),
         ("", "", endpoint) => endpoint.to_string(),
         ("", pod, _) => pod.to_string(),
         (namespace, pod, _) => format!("{namespace}/{pod}"),

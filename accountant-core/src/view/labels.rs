@@ -9,7 +9,7 @@ use crate::calico::endpoint::Verdict;
 use crate::calico::policy::PolicyId;
 use crate::id::{Endpoint, EndpointKind};
 use crate::index::Index;
-use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, What};
+use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, TotalKey, What};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -29,6 +29,10 @@ pub(super) fn accounts(ledger: &Ledger, index: &Index, texts: &mut Texts) -> Vec
                 let (family, labels) = labels(key, index);
                 (family, labels, Some(key.endpoint.interface.as_str()))
             }
+            Key::Total(key) => {
+                let (family, labels) = total_labels(key, index);
+                (family, labels, key.endpoint.as_ref().map(|endpoint| endpoint.interface.as_str()))
+            }
         };
         let labels = labels.into_iter().map(|(name, value)| (name, texts.share(&value))).collect();
         let (interfaces, slots) = shown.entry((family, labels)).or_default();
@@ -47,7 +51,22 @@ pub fn labels(key: &AccountKey, index: &Index) -> (Family, Vec<Label>) {
     let mut labels = endpoint_labels(&key.endpoint, index);
     labels.push(("direction", key.direction.as_str().into()));
     labels.push(("ip_version", key.ip_version.to_string().into()));
-    let family = match &key.what {
+    let family = what_labels(&mut labels, &key.what);
+    (family, labels)
+}
+
+/// The same where a part was not told: its labels are empty.
+fn total_labels(key: &TotalKey, index: &Index) -> (Family, Vec<Label>) {
+    let nobody = || vec![("namespace", "".into()), ("pod", "".into())];
+    let mut labels = key.endpoint.as_ref().map_or_else(nobody, |endpoint| endpoint_labels(endpoint, index));
+    labels.push(("direction", key.direction.as_str().into()));
+    labels.push(("ip_version", "".into()));
+    let family = what_labels(&mut labels, &key.what);
+    (family, labels)
+}
+
+fn what_labels(labels: &mut Vec<Label>, what: &What) -> Family {
+    match what {
         What::Policy { tier, policy, action } => {
             labels.push(("tier", tier.as_str().into()));
             labels.extend(policy_labels(policy));
@@ -92,8 +111,7 @@ pub fn labels(key: &AccountKey, index: &Index) -> (Family, Vec<Label>) {
             labels.extend([("state", state.into()), ("verdict", fate.as_str().into())]);
             Family::Endpoint
         }
-    };
-    (family, labels)
+    }
 }
 
 fn endpoint_labels(endpoint: &Endpoint, index: &Index) -> Vec<Label> {

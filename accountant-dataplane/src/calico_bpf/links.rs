@@ -96,7 +96,8 @@ fn calico_at(programs: &[There]) -> Option<usize> {
     programs.iter().position(|there| CALICO.iter().any(|calico| there.name.starts_with(calico)))
 }
 
-fn interfaces() -> BTreeMap<u32, String> {
+/// All interfaces, by index.
+pub(super) fn interfaces() -> BTreeMap<u32, String> {
     // Without a list there is nothing that could be attached to.
     let Ok(interfaces) = if_nameindex() else { return BTreeMap::new() };
     let named =
@@ -208,6 +209,11 @@ impl Links {
         Ok(())
     }
 
+    /// Whether a program of ours is at a hook.
+    pub(super) fn is_at(&self, hook: HookId) -> bool {
+        self.hooks.get(&hook).is_some_and(|hooked| hooked.before.is_some())
+    }
+
     /// Whether Calico's counters of a hook are followed.
     pub(super) fn is_counted(&self, hook: HookId) -> bool {
         self.counted.contains_key(&hook)
@@ -215,7 +221,7 @@ impl Links {
 
     /// How many packets policy decided on since our programs were attached, as Calico counts them. None without its counters.
     pub(super) fn decided(&mut self, pins: &Pins) -> Result<Option<u64>, MapError> {
-        let Some((pinned, layout)) = &pins.counters else { return Ok(None) };
+        let Some((pinned, layout)) = &pins.own.counters else { return Ok(None) };
         let mut sum = 0_u64;
         for (&(interface, hook), counted) in &mut self.counted {
             let rows = counters_of(pinned, *layout, HookKey { interface, hook: hook.into() })?;
@@ -262,7 +268,7 @@ fn attach(
 fn meet(programs: &mut Programs, pins: &Pins, interface: u32, name: &str, hook: u8) -> Result<u64, MapError> {
     let mut baseline = Vec::new();
     let mut decided = 0;
-    if let Some((pinned, layout)) = &pins.counters {
+    if let Some((pinned, layout)) = &pins.own.counters {
         let key = HookKey { interface, hook: hook.into() };
         // Where Calico has no counters yet it will begin at zero.
         let rows = counters_of(pinned, *layout, key)?.unwrap_or_else(|| vec![vec![]; processors()]);

@@ -114,6 +114,11 @@ impl Listings {
         self.known.get(whose)?.program.clone()
     }
 
+    /// All programs whose listings could ever be read.
+    pub(super) fn programs(&self) -> impl Iterator<Item = Arc<PolicyProgram>> {
+        self.known.values().filter_map(|known| known.program.clone())
+    }
+
     fn look(&mut self, whose: Whose, path: &Path) -> io::Result<()> {
         let meta = fs::metadata(path)?;
         let stamp = (meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size());

@@ -1,7 +1,8 @@
 //! Source `calico-bpf`: verdicts of Calico's eBPF dataplane, read by programs of ours beside Calico's.
 //!
 //! [`pins`] finds Calico's maps and knows whether we understand them, [`links`] where its programs are attached; [`programs`]
-//! loads ours and reads what they counted; [`listing`] tells what the numbers of rules mean. The dataplane is known by pins
+//! loads ours and reads what they counted; [`own`] reads what Calico counts itself, as a check, and alone where ours cannot be;
+//! [`listing`] tells what the numbers of rules mean. The dataplane is known by pins
 //! and attached programs, never by configuration, and looked for again every second: Felix restarts, upgrades, and changes to
 //! another dataplane at any time.
 //!
@@ -12,6 +13,7 @@ mod clsact;
 pub mod kernel;
 mod links;
 pub mod listing;
+mod own;
 pub mod pins;
 mod programs;
 mod reading;
@@ -21,13 +23,15 @@ use crate::in_place::reason::{Host, NEEDED};
 use crate::source::{How, Note, now};
 use crate::{Poll, RuleSource, SourceError, Wanted};
 use accountant_abi::calico::notes;
+use accountant_core::calico::bpf::Own;
 use accountant_core::snapshot::Source;
 use aya::include_bytes_aligned;
 use links::Links;
 use listing::Listings;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use pins::{Absent, Pins};
+use own::Beside;
+use pins::{Absent, OwnMaps, Pins};
 use programs::Programs;
 use reading::Counts;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,6 +43,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Of how many rules at most Calico counts hits, and from how many on that is worth a word.
 const MOST_RULES: usize = 10_000;
 const MANY_RULES: usize = MOST_RULES * 8 / 10;
+
+/// What to say where policy decides and no rules are noted.
+const NO_NUMBERS: &str =
+    "Calico does not note which rules decide: set bpfPolicyDebugEnabled to true in FelixConfiguration";
 
 /// The object of a stand-in for Calico's dataplane (`accountant-ebpf/src/stand_in`), for tests.
 pub static STAND_IN: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/stand_in"));
@@ -67,6 +75,14 @@ pub struct CalicoBpf {
     counts: Counts,
     /// Why it does not run.
     absent: Option<Reason>,
+    /// Calico's counters, read alone while it does not run.
+    alone: Option<OwnMaps>,
+    /// What they said at moments after which others may be there.
+    earlier: Vec<Own>,
+    /// Of how many rules Calico counts hits.
+    rules: Option<usize>,
+    /// Whether there was nothing of Calico's when it was first looked.
+    begins: Option<bool>,
     /// Whether it was read while it ran.
     told: bool,
     timer: TimerFd,
@@ -91,6 +107,13 @@ enum Reason {
     Cannot(CannotHere),
 }
 
+impl Reason {
+    /// Whether Calico's programs may be at work all the same.
+    fn leaves_totals(&self) -> bool {
+        !matches!(self, Self::Absent(Absent::NoState(_) | Absent::NotAttached))
+    }
+}
+
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -111,6 +134,10 @@ impl CalicoBpf {
             running: None,
             counts: Counts::default(),
             absent: None,
+            alone: None,
+            earlier: Vec::new(),
+            rules: None,
+            begins: None,
             told: false,
             timer,
             notes: Vec::new(),
@@ -119,16 +146,26 @@ impl CalicoBpf {
 
     /// Looks whether everything is in place, and puts it there.
     fn refresh(&mut self) {
+        self.listings.refresh();
         match self.place() {
-            Ok(()) => self.absent = None,
+            Ok(()) => (self.absent, self.alone) = (None, None),
             Err(reason) => {
                 self.stop();
+                self.look_alone(&reason);
                 if self.absent.as_ref() != Some(&reason) {
-                    tracing::info!(source = Source::CalicoBpf.as_str(), %reason, "not counting verdicts");
+                    let totals = self.alone.is_some();
+                    tracing::info!(
+                        source = Source::CalicoBpf.as_str(),
+                        %reason,
+                        totals,
+                        "not reading verdicts"
+                    );
                 }
                 self.absent = Some(reason);
             }
         }
+        let nothing = matches!(self.absent, Some(Reason::Absent(Absent::NoState(_))));
+        self.begins.get_or_insert(nothing);
     }
 
     fn place(&mut self) -> Result<(), Reason> {
@@ -136,39 +173,90 @@ impl CalicoBpf {
         if self.running.as_ref().is_some_and(|running| !running.programs.fit(&pins)) {
             self.stop();
         }
-        match &mut self.running {
-            Some(running) => {
-                if running.pins.ids() != pins.ids() {
-                    // What the old counters say last; ours of that time are in a map of our own.
-                    let followed = running.links.decided(&running.pins).map(drop);
-                    let opened = followed.and_then(|()| running.programs.open_doors(&pins));
-                    let compared =
-                        opened.and_then(|()| running.links.compare_with(&mut running.programs, &pins));
-                    compared.map_err(|error| refused("putting Calico's new maps into ours", &error))?;
-                    tracing::info!(source = Source::CalicoBpf.as_str(), "Calico has new maps");
-                }
-                running.pins = pins;
-                running.links.refresh(&mut running.programs, &running.pins);
+        match self.running.take() {
+            Some(mut running) => {
+                let followed = self.follow(&mut running, pins);
+                self.running = Some(running);
+                followed
             }
-            None => {
-                if !links::is_calico_attached() {
-                    let may_look = Host::look(NEEDED).may_look_up_programs();
-                    return Err(Reason::Absent(if may_look { Absent::NotAttached } else { Absent::Unseen }));
-                }
-                let mut programs = Programs::load(&pins).map_err(Reason::Cannot)?;
-                let mut links = Links::default();
-                links.refresh(&mut programs, &pins);
-                tracing::info!(
-                    source = Source::CalicoBpf.as_str(),
-                    calico = pins.state_layout.versions,
-                    hooks = links.hooks().count(),
-                    "reading verdicts beside Calico's programs"
-                );
-                self.running = Some(Running { pins, programs, links, noted: Default::default() });
+            None => self.start(pins),
+        }
+    }
+
+    /// Stays beside Calico's programs and maps as they are now.
+    fn follow(&mut self, running: &mut Running, pins: Pins) -> Result<(), Reason> {
+        if running.pins.ids() != pins.ids() {
+            // What the old counters say last; ours of that time are in a map of our own.
+            self.read_earlier(&running.pins.own, Some(&running.links));
+            let followed = running.links.decided(&running.pins).map(drop);
+            let opened = followed.and_then(|()| running.programs.open_doors(&pins));
+            let compared = opened.and_then(|()| running.links.compare_with(&mut running.programs, &pins));
+            compared.map_err(|error| refused("putting Calico's new maps into ours", &error))?;
+            tracing::info!(source = Source::CalicoBpf.as_str(), "Calico has new maps");
+        }
+        running.pins = pins;
+        running.links.refresh(&mut running.programs, &running.pins);
+        Ok(())
+    }
+
+    fn start(&mut self, pins: Pins) -> Result<(), Reason> {
+        if !links::is_calico_attached() {
+            let may_look = Host::look(NEEDED).may_look_up_programs();
+            return Err(Reason::Absent(if may_look { Absent::NotAttached } else { Absent::Unseen }));
+        }
+        let mut programs = Programs::load(&pins).map_err(Reason::Cannot)?;
+        // From here on ours count as well.
+        self.read_earlier(&pins.own, None);
+        let mut links = Links::default();
+        links.refresh(&mut programs, &pins);
+        tracing::info!(
+            source = Source::CalicoBpf.as_str(),
+            calico = pins.state_layout.versions,
+            hooks = links.hooks().count(),
+            "reading verdicts beside Calico's programs"
+        );
+        self.running = Some(Running { pins, programs, links, noted: Default::default() });
+        Ok(())
+    }
+
+    /// Calico's counters are there though we cannot read verdicts.
+    fn look_alone(&mut self, reason: &Reason) {
+        let maps = reason.leaves_totals().then(|| OwnMaps::find(&self.settings.pins).ok()).flatten();
+        let maps = maps.filter(OwnMaps::is_known);
+        let ids = |maps: &Option<OwnMaps>| maps.as_ref().map(OwnMaps::ids);
+        if let Some(before) = self.alone.take()
+            && ids(&maps) != Some(before.ids())
+        {
+            self.read_earlier(&before, None);
+        }
+        self.alone = maps;
+    }
+
+    fn read_own(&mut self, maps: &OwnMaps, links: Option<&Links>) -> Result<Own, aya::maps::MapError> {
+        let is_at = links.map(|links| |hook| links.is_at(hook));
+        let hooks = is_at.as_ref().map(|is_at| is_at as &dyn Fn(links::HookId) -> bool);
+        let fresh = self.begins == Some(true);
+        let own = own::read(maps, &Beside { hooks, listings: &self.listings, fresh })?;
+        self.count_rules(own.rules.as_ref().map(|rules| rules.hits.len()));
+        Ok(own)
+    }
+
+    /// Reads Calico's counters before something changes.
+    fn read_earlier(&mut self, maps: &OwnMaps, links: Option<&Links>) {
+        match self.read_own(maps, links) {
+            Ok(own) => self.earlier.push(own),
+            Err(error) => {
+                tracing::warn!(error = %crate::in_place::chain(&error), "Calico's last counters cannot be read")
             }
         }
-        self.listings.refresh();
-        Ok(())
+    }
+
+    fn count_rules(&mut self, rules: Option<usize>) {
+        let many = |rules: Option<usize>| rules.is_some_and(|rules| rules >= MANY_RULES);
+        if many(rules) && !many(self.rules) {
+            tracing::warn!(rules, most = MOST_RULES, "Calico counts hits of almost as many rules as it can");
+        }
+        self.rules = rules;
     }
 
     /// Takes what was counted, and our programs away.
@@ -202,11 +290,33 @@ impl CalicoBpf {
         noted
     }
 
+    /// Reads Calico's counters, and then what our programs counted: so what Calico has more was missed.
+    fn read_beside(&mut self, running: &mut Running, poll: &mut Poll) -> Result<(), aya::maps::MapError> {
+        let own = self.read_own(&running.pins.own, Some(&running.links))?;
+        self.earlier.push(own);
+        let ours = self.counts.take(running)?;
+        running.noted = self.note(running);
+        poll.difference = running.links.decided(&running.pins)?.map(|all| all.wrapping_sub(ours) as i64);
+        poll.verdicts = self.counts.readings(Some(&running.links), &self.listings);
+        Ok(())
+    }
+
+    /// Reads Calico's counters where we cannot read verdicts.
+    fn read_alone(&mut self) {
+        if let Some(maps) = self.alone.take() {
+            self.read_earlier(&maps, None);
+            self.alone = Some(maps);
+        }
+    }
+
     /// How it is read, for people.
     fn how(&self) -> How {
         let Some(running) = &self.running else {
             let reason = self.absent.as_ref().map_or("not yet looked".into(), ToString::to_string);
-            return How::Beside(Err(reason.into()));
+            return match &self.alone {
+                None => How::Beside(Err(reason.into())),
+                Some(maps) => How::Totals(self.with_reasons(reason, &maps.wrong).into()),
+            };
         };
         let layout = running.pins.state_layout;
         let mut text = format!(
@@ -214,26 +324,25 @@ impl CalicoBpf {
             layout.versions,
             running.links.hooks().count()
         );
-        let known = running.pins.counters.is_some();
-        let unchecked = (!known)
-            .then(|| "Calico's counters are not of a known layout, so nothing checks them".to_string());
-        let wrong = running.pins.wrong.iter().map(ToString::to_string);
-        let rules = running.rules().filter(|rules| *rules >= MANY_RULES);
-        let many = rules
-            .map(|rules| format!("Calico counts hits of {rules} rules and cannot of more than {MOST_RULES}"));
-        let others = [unchecked, running.links.wrong.clone(), self.listings.wrong.clone(), many];
-        for reason in wrong.chain(others.into_iter().flatten()) {
+        let known = running.pins.own.counters.is_some();
+        let unchecked =
+            (!known).then_some("Calico's counters are not of a known layout, so nothing checks them");
+        let unnoted = self.counts.notes_no_rules().then_some(NO_NUMBERS);
+        for reason in [unchecked, unnoted, running.links.wrong.as_deref()].into_iter().flatten() {
             text = format!("{text}; {reason}");
         }
-        How::Beside(Ok(text.into()))
+        How::Beside(Ok(self.with_reasons(text, &running.pins.own.wrong).into()))
     }
-}
 
-impl Running {
-    /// Of how many rules Calico counts hits.
-    fn rules(&self) -> Option<usize> {
-        let map: aya::maps::PerCpuHashMap<_, u64, u64> = (&self.pins.rules.as_ref()?.map).try_into().ok()?;
-        Some(map.keys().flatten().count())
+    fn with_reasons(&self, mut text: String, wrong: &[Absent]) -> String {
+        let many = self.rules.filter(|rules| *rules >= MANY_RULES);
+        let many = many
+            .map(|rules| format!("Calico counts hits of {rules} rules and cannot of more than {MOST_RULES}"));
+        let reasons = wrong.iter().map(ToString::to_string).chain(self.listings.wrong.clone()).chain(many);
+        for reason in reasons {
+            text = format!("{text}; {reason}");
+        }
+        text
     }
 }
 
@@ -258,32 +367,27 @@ impl RuleSource for CalicoBpf {
         self.refresh();
         let mut poll = Poll::default();
         if let Some(mut running) = self.running.take() {
-            let taken = self.counts.take(&mut running);
-            running.noted = self.note(&running);
-            let error = |error| {
-                SourceError::decode("the verdicts that our programs counted", crate::in_place::chain(&error))
-            };
-            poll.difference = match taken
-                .and_then(|ours| Ok(running.links.decided(&running.pins)?.map(|all| (all, ours))))
-            {
-                Ok(both) => both.map(|(all, ours)| all.wrapping_sub(ours) as i64),
-                Err(failed) => {
-                    self.running = Some(running);
-                    return Err(error(failed));
-                }
-            };
-            poll.verdicts = self.counts.readings(Some(&running.links), &self.listings);
+            let read = self.read_beside(&mut running, &mut poll);
             self.told = true;
             self.running = Some(running);
+            read.map_err(|error| {
+                let error = crate::in_place::chain(&error);
+                SourceError::decode("the verdicts that our programs counted", error)
+            })?;
         } else if std::mem::take(&mut self.told) {
             poll.verdicts = self.counts.readings(None, &self.listings);
             poll.gone = poll.verdicts.iter().map(|(id, _)| *id).collect();
             self.counts = Counts::default();
         }
-        if let (Some(reason @ Reason::Cannot(_)), true) = (&self.absent, poll.verdicts.is_empty()) {
+        self.read_alone();
+        poll.totals = std::mem::take(&mut self.earlier);
+        if let (Some(reason @ Reason::Cannot(_)), None, true) =
+            (&self.absent, &self.alone, poll.verdicts.is_empty())
+        {
             return Err(SourceError::Refused(reason.to_string()));
         }
         poll.happened = std::mem::take(&mut self.notes);
+        poll.rules = self.rules;
         poll.how = self.how();
         poll.took = now().saturating_sub(begun);
         Ok(poll)
@@ -299,6 +403,9 @@ impl RuleSource for CalicoBpf {
         let before = self.running.is_some();
         self.refresh();
         let moved = before != self.running.is_some();
-        Ok(moved.then(|| Poll { moved, how: self.how(), ..Poll::default() }))
+        // Felix deletes counters when it starts: what they had up to then is from the last look.
+        self.read_alone();
+        let totals = if self.alone.is_some() { std::mem::take(&mut self.earlier) } else { Vec::new() };
+        Ok((moved || !totals.is_empty()).then(|| Poll { moved, totals, how: self.how(), ..Poll::default() }))
     }
 }

@@ -74,18 +74,47 @@ impl Pinned {
     }
 }
 
-/// Calico's maps.
+/// Calico's maps: the states of packets, and its counters.
 #[derive(Debug)]
 pub(super) struct Pins {
     pub(super) state: Pinned,
     pub(super) state_layout: StateLayout,
+    pub(super) own: OwnMaps,
+}
+
+/// What Calico counts itself.
+#[derive(Debug)]
+pub(super) struct OwnMaps {
     pub(super) counters: Option<(Pinned, CounterLayout)>,
     /// Which interfaces are workloads'; by index, flags first.
     pub(super) interfaces: Option<Pinned>,
     /// How often each rule was hit, on the whole node.
     pub(super) rules: Option<Pinned>,
+    /// The counters of interfaces that have a map each, up to 3.25.
+    pub(super) per_interface: PerInterface,
     /// What could not be used, and why.
     pub(super) wrong: Vec<Absent>,
+}
+
+/// Where counters of an interface are that have a map of their own.
+#[derive(Debug)]
+pub(super) struct PerInterface(Option<PathBuf>);
+
+impl PerInterface {
+    /// They are as those of 3.26.
+    pub(super) const LAYOUT: CounterLayout = CounterLayout::ALL[0];
+
+    /// The map of an interface and direction, if there is one: `<interface without dots>_<igr|egr>/cali_counters1`.
+    pub(super) fn of(&self, interface: &str, ingress: bool) -> Option<Pinned> {
+        let suffix = if ingress { "igr" } else { "egr" };
+        let folder = self.0.as_ref()?.join(format!("{}_{suffix}", interface.replace('.', "")));
+        open(&folder.join("cali_counters1"), |info| {
+            info.key_size() == 4
+                && info.value_size() as usize == Self::LAYOUT.size
+                && is(info, MapType::PerCpuArray)
+        })
+        .ok()
+    }
 }
 
 impl Pins {
@@ -98,6 +127,20 @@ impl Pins {
         };
         let state = open(&path, |info| info.key_size() == 4 && is(info, MapType::PerCpuArray))?;
         let state_layout = StateLayout::of(state.value_size).ok_or_else(|| unknown(&path, &state))?;
+        Ok(Self { state, state_layout, own: OwnMaps::find(folder)? })
+    }
+
+    /// What tells whether other maps have taken their places.
+    pub(super) fn ids(&self) -> [Option<u32>; 4] {
+        let [counters, interfaces, rules] = self.own.ids();
+        [Some(self.state.id), counters, interfaces, rules]
+    }
+}
+
+impl OwnMaps {
+    /// Looks for them.
+    pub(super) fn find(folder: &Path) -> Result<Self, Absent> {
+        let names = names(folder)?;
         let mut wrong = Vec::new();
         let mut other = |prefix: &str, fits: &dyn Fn(&MapInfo) -> bool| {
             let path = newest(folder, &names, prefix)?;
@@ -115,14 +158,19 @@ impl Pins {
             }
         });
         let (interfaces, rules) = (interfaces.map(|(_, pinned)| pinned), rules.map(|(_, pinned)| pinned));
-        Ok(Self { state, state_layout, counters, interfaces, rules, wrong })
+        let per_interface = PerInterface(folder.parent().map(PathBuf::from));
+        Ok(Self { counters, interfaces, rules, per_interface, wrong })
     }
 
-    /// What tells whether other maps have taken their places.
-    pub(super) fn ids(&self) -> [Option<u32>; 4] {
+    /// Whether there is anything to read.
+    pub(super) fn is_known(&self) -> bool {
+        self.counters.is_some() || self.rules.is_some()
+    }
+
+    /// What tells whether other maps have taken their places: counters, interfaces, rules.
+    pub(super) fn ids(&self) -> [Option<u32>; 3] {
         let id = |pinned: &Option<Pinned>| pinned.as_ref().map(|pinned| pinned.id);
-        let counters = self.counters.as_ref().map(|(pinned, _)| pinned.id);
-        [Some(self.state.id), counters, id(&self.interfaces), id(&self.rules)]
+        [self.counters.as_ref().map(|(pinned, _)| pinned.id), id(&self.interfaces), id(&self.rules)]
     }
 }
 

@@ -40,7 +40,7 @@ impl Programs {
     /// Loads them for maps of these layouts, and attaches those that are attached once and for all.
     pub(super) fn load(pins: &Pins) -> Result<Self, CannotHere> {
         let host = Host::look(NEEDED);
-        let counters = pins.counters.as_ref().map(|(_, layout)| *layout);
+        let counters = pins.own.counters.as_ref().map(|(_, layout)| *layout);
         let layout =
             kernel::layout(pins.state_layout, counters).map_err(|reason| reason.explained_by(&host))?;
         let refused = |operation: &str, error: &dyn std::error::Error| {
@@ -70,14 +70,14 @@ impl Programs {
 
     /// Whether they are for maps of these layouts.
     pub(super) fn fit(&self, pins: &Pins) -> bool {
-        let counter_size = pins.counters.as_ref().map(|(_, layout)| layout.size);
+        let counter_size = pins.own.counters.as_ref().map(|(_, layout)| layout.size);
         (self.state_size, self.counter_size) == (pins.state_layout.size, counter_size)
     }
 
     /// Gives them Calico's maps, which must be of the layouts that they were loaded for.
     pub(super) fn open_doors(&mut self, pins: &Pins) -> Result<(), MapError> {
         self.open_door(&format!("STATE_{}", self.state_size), &pins.state)?;
-        if let Some((pinned, layout)) = &pins.counters {
+        if let Some((pinned, layout)) = &pins.own.counters {
             self.open_door(&format!("COUNTERS_{}", layout.size), pinned)?;
         }
         Ok(())

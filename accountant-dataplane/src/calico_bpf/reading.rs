@@ -3,7 +3,7 @@
 use super::Running;
 use super::links::Links;
 use super::listing::Listings;
-use super::pins::Pins;
+use super::pins::{OwnMaps, Pins};
 use accountant_abi::calico::{ALLOWED, ALLOWED_THEN_DROPPED, DENIED, EGRESS, PathKey, VerdictKey};
 use accountant_core::calico::bpf::accountant::Way;
 use accountant_core::calico::bpf::layout::is_workload;
@@ -67,6 +67,17 @@ impl Counts {
         Ok(decided)
     }
 
+    /// Whether policy decided at workloads, and no rule was ever noted.
+    pub(super) fn notes_no_rules(&self) -> bool {
+        let verdicts = || self.current.keys().map(|(_, (_, (endpoint, _), verdict))| (endpoint, verdict));
+        let nameless = |(endpoint, verdict): (&Endpoint, &Verdict)| {
+            endpoint.kind == EndpointKind::Workload
+                && matches!(verdict.outcome, Outcome::Allowed | Outcome::Denied)
+                && verdict.path.is_empty()
+        };
+        verdicts().any(nameless) && verdicts().all(|(_, verdict)| verdict.path.is_empty())
+    }
+
     /// Keeps what was counted by programs that go now.
     pub(super) fn keep_all(&mut self) {
         for ((_, key), counter) in std::mem::take(&mut self.current) {
@@ -103,7 +114,9 @@ impl Counts {
         listings: &Listings,
         ip_version: IpVersion,
     ) -> BTreeMap<Way, Option<std::sync::Arc<accountant_core::calico::bpf::PolicyProgram>>> {
-        let ways = links.hooks().filter_map(|(interface, hook)| Some(way(self.known.get(&interface)?, hook)));
+        let ways = links
+            .hooks()
+            .filter_map(|(interface, hook)| Some(way(&self.known.get(&interface)?.endpoint, hook)));
         let programs = ways.map(|way| {
             let whose = (way.0.interface.clone(), way.1, ip_version);
             let program = listings.program(&whose);
@@ -124,10 +137,8 @@ impl Counts {
         }
         let ethernet = ethernet();
         for (&index, name) in missing {
-            let workload = workload(pins, index).unwrap_or_else(|| name.starts_with("cali"));
-            let kind = if workload { EndpointKind::Workload } else { EndpointKind::Host };
             let header = if ethernet.contains(name) { ETHERNET } else { 0 };
-            let endpoint = Endpoint { kind, interface: name.as_str().into() };
+            let endpoint = endpoint(&pins.own, index, name);
             self.known.insert(index, Known { endpoint, header });
         }
     }
@@ -168,7 +179,7 @@ impl Counts {
         };
         let Some(known) = self.known.get(&key.interface) else { return Ok(None) };
         let Some(outcome) = Outcome::ALL.get(usize::from(key.outcome)) else { return Ok(None) };
-        let (way, header) = (way(known, key.hook), known.header);
+        let (way, header) = (way(&known.endpoint, key.hook), known.header);
         let path = match self.paths.get(&key.path) {
             Some(path) => path.clone(),
             None => {
@@ -181,18 +192,25 @@ impl Counts {
     }
 }
 
+/// The endpoint that an interface is of.
+pub(super) fn endpoint(maps: &OwnMaps, index: u32, name: &str) -> Endpoint {
+    let workload = workload(maps, index).unwrap_or_else(|| name.starts_with("cali"));
+    let kind = if workload { EndpointKind::Workload } else { EndpointKind::Host };
+    Endpoint { kind, interface: name.into() }
+}
+
 /// What the host sends out of a workload's interface goes to the workload; what it sends out of its own interface comes from
 /// the host.
-fn way(known: &Known, hook: u8) -> Way {
+pub(super) fn way(endpoint: &Endpoint, hook: u8) -> Way {
     let outwards = hook == EGRESS;
-    let to_endpoint = outwards == (known.endpoint.kind == EndpointKind::Workload);
+    let to_endpoint = outwards == (endpoint.kind == EndpointKind::Workload);
     let direction = if to_endpoint { Direction::Ingress } else { Direction::Egress };
-    (known.endpoint.clone(), direction)
+    (endpoint.clone(), direction)
 }
 
 /// What Calico says of an interface. None if it does not say.
-fn workload(pins: &Pins, index: u32) -> Option<bool> {
-    let pinned = pins.interfaces.as_ref()?;
+fn workload(maps: &OwnMaps, index: u32) -> Option<bool> {
+    let pinned = maps.interfaces.as_ref()?;
     let flags = match pinned.value_size {
         20 => flags::<20>(&pinned.map, index),
         52 => flags::<52>(&pinned.map, index),

@@ -3,6 +3,7 @@
 
 mod events;
 mod stand_in;
+mod totals;
 
 use accountant_abi::calico::{EGRESS, INGRESS};
 use accountant_abi::stand_in::{Case, FOREIGN, LATE_DROP, NO_POLICY, QOS, SKIP};

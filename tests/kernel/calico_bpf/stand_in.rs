@@ -254,10 +254,30 @@ impl StandIn {
         cases.insert(u32::from(port) | u32::from(hook) << 16, case, 0).unwrap();
     }
 
+    /// Counts hits of a rule that no packet made.
+    pub(crate) fn hit(&self, rule: u64, times: u64) {
+        let mut map = self.rule_counters();
+        let mut values: Vec<u64> = map.get(&rule, 0).unwrap().iter().copied().collect();
+        values[0] += times;
+        map.insert(rule, PerCpuValues::try_from(values).unwrap(), 0).unwrap();
+    }
+
+    /// Deletes the counters of all rules, as Felix does it when it starts.
+    pub(crate) fn forget_rules(&self) {
+        let mut map = self.rule_counters();
+        for rule in self.rules().keys() {
+            map.remove(rule).unwrap();
+        }
+    }
+
+    fn rule_counters(&self) -> PerCpuHashMap<MapData, u64, u64> {
+        let data = MapData::from_pin(self.pins.join("cali_rule_ctrs2")).unwrap();
+        Map::from_map_data(data).unwrap().try_into().unwrap()
+    }
+
     /// How often each rule was hit, as the dataplane counts it.
     pub(crate) fn rules(&self) -> BTreeMap<u64, u64> {
-        let data = MapData::from_pin(self.pins.join("cali_rule_ctrs2")).unwrap();
-        let map: PerCpuHashMap<_, u64, u64> = Map::from_map_data(data).unwrap().try_into().unwrap();
+        let map = self.rule_counters();
         let sum = |values: PerCpuValues<u64>| values.iter().sum();
         map.iter().map(|entry| entry.map(|(id, values)| (id, sum(values))).unwrap()).collect()
     }

@@ -262,6 +262,18 @@ metrics! {
         ["source"]
         "Packets that policy decided about by the dataplane's own counters, less those whose verdict was read; a lasting one was not seen."
         "for sources without counters of a second kind: all but calico-bpf"
+    SOURCE_RULE_DIFFERENCE Gauge "calico_accountant_reconcile_difference_rule_hits" in "hits"
+        ["source"]
+        "By how many hits the dataplane's own counters of rules and the verdicts that were read differ, summed over the rules; a lasting one was not seen."
+        "for all but calico-bpf, and where only totals are counted"
+    SOURCE_TOTALS_ONLY Gauge "calico_accountant_source_totals_only" in "0 or 1"
+        ["source"]
+        "Whether only the dataplane's own counters can be read: policies without workloads, workloads without policies; `accountant check` says why."
+        "never"
+    SOURCE_COUNTED_RULES Gauge "calico_accountant_source_counted_rules" in "rules"
+        ["source"]
+        "Of how many rules Calico's eBPF dataplane counts hits; it cannot of more than 10 000, and says nothing of the others."
+        "for all but calico-bpf"
     SOURCE_CHECKED Counter "calico_accountant_reconcile_checked_total" in "packets"
         ["source" "result"]
         "Packets that rules and programs in the kernel both should have charged, compared when a workload's traffic has rested for a second: `agreed`; `rules_only` where the programs could not tell who decided or did not see it; `programs_only` where the rules' counters lack it."

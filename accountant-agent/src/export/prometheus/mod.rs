@@ -235,6 +235,9 @@ fn source_families(text: &mut Text<'_>, sources: &[SourceStatus]) {
     each(&metrics::SOURCE_EXACT, &|source| flag(source.how.keeps_counts_over_rewrites()));
     each(&metrics::SOURCE_READS, &|source| Some(source.reads as f64));
     each(&metrics::SOURCE_DIFFERENCE, &|source| source.difference.map(|packets| packets as f64));
+    each(&metrics::SOURCE_RULE_DIFFERENCE, &|source| source.rule_difference.map(|hits| hits as f64));
+    each(&metrics::SOURCE_TOTALS_ONLY, &|source| flag(source.how.is_totals_only()));
+    each(&metrics::SOURCE_COUNTED_RULES, &|source| source.rules.map(|rules| rules as f64));
     each(&metrics::SOURCE_RESETS, &|source| Some(source.resets as f64));
     by_kind(text, &metrics::SOURCE_CHECKED, "result", sources, |source| &source.compared);
     by_kind(text, &metrics::SOURCE_ERRORS, "reason", sources, |source| &source.errors);

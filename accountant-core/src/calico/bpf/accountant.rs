@@ -8,7 +8,8 @@
 //! * a verdict whose deciding rule has no name waits a few readings for one, and is then unattributed, with its number told.
 
 use super::PolicyProgram;
-use super::rule_id::{Decision, Formulas, Meaning, RuleId};
+use super::names::Names;
+use super::rule_id::{Decision, Meaning, RuleId};
 use super::verdict::{Outcome, Verdict};
 use crate::calico::endpoint::Verdict as Rule;
 use crate::calico::shared::PolicyAction;
@@ -17,13 +18,11 @@ use crate::index::Index;
 use crate::ledger::{AccountKey, Cause, Key, PolicyRef, Posting, ProfileRef, What};
 use crate::snapshot::TableId;
 use crate::{Counter, Direction};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// For how many readings a rule without a name is waited for.
-const PATIENCE: u32 = 3;
-/// How many numbers without a name are remembered.
-const REMEMBERED: usize = 10_000;
+pub(super) const PATIENCE: u32 = 3;
 
 /// A direction of an endpoint.
 pub type Way = (Endpoint, Direction);
@@ -51,14 +50,11 @@ pub struct Charged {
 #[derive(Debug)]
 pub struct Accountant {
     id: TableId,
-    meanings: HashMap<RuleId, Meaning>,
+    names: Names,
     programs: BTreeMap<Way, Option<Arc<PolicyProgram>>>,
     charged: HashMap<(Way, Verdict), Counter>,
     /// Verdicts that wait for a name: for how many readings, and what was not charged yet.
     waiting: HashMap<(Way, Verdict), (u32, Counter)>,
-    /// Numbers that nothing explains, and the version of the names that they were looked up in.
-    unexplained: BTreeSet<RuleId>,
-    names: Option<u64>,
     accounts_version: u64,
 }
 
@@ -67,12 +63,10 @@ impl Accountant {
     pub fn new(id: TableId) -> Self {
         Self {
             id,
-            meanings: HashMap::new(),
+            names: Names::default(),
             programs: BTreeMap::new(),
             charged: HashMap::new(),
             waiting: HashMap::new(),
-            unexplained: BTreeSet::new(),
-            names: None,
             accounts_version: 0,
         }
     }
@@ -84,12 +78,12 @@ impl Accountant {
 
     /// Numbers of rules that decided and have no name.
     pub fn unexplained(&self) -> impl Iterator<Item = RuleId> {
-        self.unexplained.iter().copied()
+        self.names.unexplained()
     }
 
     /// What a rule's number means, as far as it was learnt.
     pub fn meaning(&self, id: RuleId) -> Option<&Meaning> {
-        self.meanings.get(&id)
+        self.names.meaning(id)
     }
 
     /// All accounts that the present programs can post to, and those of present endpoints that were posted to.
@@ -146,7 +140,7 @@ impl Accountant {
 
     /// Whether a verdict still waits for the name of a rule on its path.
     fn waits(&mut self, key: &(Way, Verdict), amount: Counter) -> bool {
-        let named = |id: &RuleId| *id == RuleId::NONE || self.meanings.contains_key(id);
+        let named = |id: &RuleId| self.names.explains(*id);
         let readings = self.waiting.get(key).map_or(0, |(readings, _)| *readings);
         if key.1.path.iter().all(named) || readings >= PATIENCE {
             self.waiting.remove(key);
@@ -160,8 +154,7 @@ impl Accountant {
     fn learn(&mut self, reading: &Reading, index: &Index) {
         for (way, program) in &reading.programs {
             if self.programs.get(way) != Some(program) {
-                let meanings = program.iter().flat_map(|program| &program.meanings);
-                self.meanings.extend(meanings.map(|(id, meaning)| (*id, meaning.clone())));
+                program.iter().for_each(|program| self.names.learn(program));
             }
         }
         if self.programs != reading.programs {
@@ -169,18 +162,7 @@ impl Accountant {
             self.accounts_version += 1;
         }
         let paths = reading.counted.keys().flat_map(|(_, verdict)| &verdict.path);
-        let nameless = paths.filter(|id| **id != RuleId::NONE && !self.meanings.contains_key(id));
-        let nameless: BTreeSet<_> = nameless.copied().take(REMEMBERED).collect();
-        if self.names != Some(index.version()) || nameless != self.unexplained {
-            self.names = Some(index.version());
-            let wanted: HashSet<_> = nameless.iter().copied().collect();
-            let formulas =
-                Formulas { policies: index.policies().collect(), profiles: index.profiles().collect() };
-            let explained = formulas.explain(&wanted);
-            self.accounts_version += u64::from(!explained.is_empty());
-            self.meanings.extend(explained);
-        }
-        self.unexplained = nameless.into_iter().filter(|id| !self.meanings.contains_key(id)).collect();
+        self.accounts_version += u64::from(self.names.look_up(paths.copied(), index));
     }
 
     /// The accounts that a verdict is charged to.
@@ -201,12 +183,13 @@ impl Accountant {
             }
             return vec![Key::Unattributed(self.id.source, Cause::NotRecorded)];
         };
-        let charged = verdict.path.iter().enumerate().filter_map(|(place, id)| match self.meanings.get(id) {
-            Some(meaning) => what(&meaning.decision).map(key),
-            None if place < last => None,
-            None if *id == RuleId::NONE => Some(key(self.undecided(way, place))),
-            None => Some(Key::Unattributed(self.id.source, Cause::UnknownRule)),
-        });
+        let charged =
+            verdict.path.iter().enumerate().filter_map(|(place, id)| match self.names.meaning(*id) {
+                Some(meaning) => what(&meaning.decision).map(key),
+                None if place < last => None,
+                None if *id == RuleId::NONE => Some(key(self.undecided(way, place))),
+                None => Some(Key::Unattributed(self.id.source, Cause::UnknownRule)),
+            });
         charged.collect()
     }
 
@@ -225,7 +208,7 @@ impl Accountant {
 }
 
 /// What a decision is charged to. Nothing where a tier only goes on to the next.
-fn what(decision: &Decision) -> Option<What> {
+pub(super) fn what(decision: &Decision) -> Option<What> {
     Some(match decision {
         Decision::Policy { tier, policy, action } => {
             What::Policy { tier: tier.clone(), policy: PolicyRef::Known(policy.clone()), action: *action }

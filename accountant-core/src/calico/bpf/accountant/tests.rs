@@ -61,6 +61,7 @@ fn posted(charged: &Charged) -> Vec<(String, u64)> {
                 other => format!("{other:?}"),
             },
             Key::Unattributed(_, cause) => cause.as_str().into(),
+            Key::Total(total) => panic!("{total:?} is no verdict's"),
         };
         (name, posting.amount.packets)
     };
