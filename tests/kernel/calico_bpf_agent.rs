@@ -202,10 +202,10 @@ fn without_the_capability_there_are_totals() {
             2,
         ),
         ("family=default_deny direction=ingress tier=security reason=no_policy".into(), 4),
-        ("family=endpoint namespace=frontend pod=web-1 direction=egress state=new verdict=accepted".into(), 6),
-        ("family=endpoint namespace=frontend pod=web-1 direction=egress state=new verdict=dropped".into(), 5),
-        ("family=endpoint namespace=payments pod=api-1 direction=ingress state=new verdict=accepted".into(), 2),
-        ("family=endpoint namespace=payments pod=api-1 direction=ingress state=new verdict=dropped".into(), 4),
+        ("family=endpoint namespace=frontend pod=web-1 direction=egress verdict=accepted".into(), 6),
+        ("family=endpoint namespace=frontend pod=web-1 direction=egress verdict=dropped".into(), 5),
+        ("family=endpoint namespace=payments pod=api-1 direction=ingress verdict=accepted".into(), 2),
+        ("family=endpoint namespace=payments pod=api-1 direction=ingress verdict=dropped".into(), 4),
     ]);
     let found = || {
         let families = ["policy", "default_deny", "profile", "unattributed", "endpoint_chain", "endpoint"];
@@ -217,7 +217,7 @@ fn without_the_capability_there_are_totals() {
     let of_source = |metric: &str| scraped.sum(metric, &[("source", "calico-bpf")]);
     assert_eq!(of_source("calico_accountant_source_totals_only"), 1.0);
     assert_eq!(of_source("calico_accountant_source_up"), 1.0);
-    assert_eq!(of_source("calico_accountant_source_counted_rules"), 6.0);
+    assert_eq!(of_source("calico_accountant_source_counted_rules"), 8.0);
     assert_eq!(scraped.sum("policy_accept_counter", &[]), 0.0);
     let check = [&["check"], &arguments[..arguments.len() - 2]].concat();
     let said = Agent::run(node.host(), &program, &check).unwrap();
