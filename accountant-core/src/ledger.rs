@@ -132,10 +132,10 @@ impl Cause {
 pub enum Key {
     /// To an account of an endpoint.
     Account(Arc<AccountKey>),
-    /// To an account that lacks a part of its name, because it was not told.
-    Total(Arc<TotalKey>),
     /// To the unattributed account of a source.
     Unattributed(Source, Cause),
+    /// To an account that lacks a part of its name, because it was not told.
+    Total(Arc<TotalKey>),
 }
 
 impl From<AccountKey> for Key {

@@ -12,6 +12,7 @@ use accountant_core::view::{View, Viewer};
 use accountant_core::watch::{Fate, Path, Went};
 use accountant_core::{IpVersion, Table};
 use accountant_dataplane::kernel::{Denied, DeniedFlow};
+use accountant_dataplane::source::How;
 use accountant_dataplane::{Poll, Wanted};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -104,6 +105,11 @@ impl Books {
             let book = self.tables.entry(*id).or_insert_with(|| Book::new(*id));
             told.unsettled |= book.charge(reading, &self.index);
         }
+        match poll.how {
+            How::Totals(_) | How::Beside(Ok(_)) => self.note_totals(true),
+            How::Beside(Err(_)) => self.note_totals(false),
+            How::Whole(_) | How::InPlace(_) => {}
+        }
         for own in &poll.totals {
             let mut charged = self.totals.apply(own, &poll.verdicts, &self.index);
             self.totals_held.append(&mut charged.postings);
@@ -191,15 +197,15 @@ impl Books {
     }
 
     /// Notes whether Calico's eBPF dataplane has counters of its own.
-    pub(super) fn note_totals(&mut self, are_there: bool) {
+    fn note_totals(&mut self, are_there: bool) {
         if std::mem::replace(&mut self.has_totals, are_there) != are_there {
             self.kept_at = None;
         }
     }
 
     /// By how many hits the counters of rules of the eBPF dataplane and the verdicts that were read differ.
-    pub(super) fn rule_difference(&self) -> Option<u64> {
-        self.totals.difference().filter(|_| self.has_totals)
+    pub(super) fn rule_difference(&self, source: Source) -> Option<u64> {
+        self.totals.difference().filter(|_| self.has_totals && source == Source::CalicoBpf)
     }
 
     /// Posts what the backends of one table counted in this tick.

@@ -17,7 +17,6 @@ pub mod status;
 use accountant_core::snapshot::Source;
 use accountant_core::view::View;
 use accountant_dataplane::kernel::Programs;
-use accountant_dataplane::source::How;
 use accountant_datastore::Subscription;
 use books::Books;
 use denied::DeniedView;
@@ -248,9 +247,6 @@ impl Engine {
             status.note(&report.poll, SystemTime::now());
             status.cpu += report.cpu;
         }
-        if let (Source::CalicoBpf, Ok(poll)) = (source, &report.poll) {
-            self.books.note_totals(!matches!(poll.how, How::Beside(Err(_))));
-        }
         let missed = report
             .poll
             .as_ref()
@@ -333,11 +329,9 @@ impl Engine {
             let second = !tables.is_empty() && tables.iter().all(|(_, _, posts)| !posts);
             let second = second || status.how.is_totals_only() && self.books.rules_count();
             status.found(endpoints, second);
+            status.rule_difference = self.books.rule_difference(source);
             status.attribution = self.books.exactness(source);
             status.compared = self.books.compared(source);
-        }
-        if let Some(status) = self.sources.get_mut(&Source::CalicoBpf) {
-            status.rule_difference = self.books.rule_difference();
         }
         self.kernel.reason = self.programs.reason();
         self.kernel.packets = self.books.seen.packets();

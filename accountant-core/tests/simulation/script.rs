@@ -141,7 +141,7 @@ pub(crate) fn charged(book: &Book, slot: usize, choice: Choice) -> u64 {
 pub(crate) fn unattributed(book: &Book) -> Vec<(Cause, Counter)> {
     let of = |(key, balance): (&Key, &Counter)| match key {
         Key::Unattributed(_, cause) => Some((*cause, *balance)).filter(|_| !balance.is_zero()),
-        Key::Account(_) => None,
+        Key::Account(_) | Key::Total(_) => None,
     };
     book.iter().filter_map(of).collect()
 }
