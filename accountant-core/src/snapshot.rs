@@ -85,9 +85,9 @@ pub struct Snapshot {
     pub chains: Vec<Reading>,
     /// Chains that are gone since the last snapshot.
     pub gone: Vec<ChainName>,
-    /// The version of the rules that it is of, where the kernel numbers versions: nftables' generation. The same rules have
-    /// the same number for as long as the kernel runs.
-    pub version: Option<u32>,
+    /// What tells this version of the rules from others, where something does: nftables' generation, or where iptables-legacy's table
+    /// is in the kernel's memory. Another version has another one; that table's can come again when it was replaced twice.
+    pub version: Option<u64>,
     /// Whether rules may have been rewritten since the last snapshot without the source having seen each version.
     pub gap: bool,
     /// Whether counters may show a moment in which the kernel has them at zero (iptables-legacy without the lock).

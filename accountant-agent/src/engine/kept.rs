@@ -22,8 +22,9 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use thiserror::Error;
@@ -121,7 +122,8 @@ impl Keeper {
             let path = path.display().to_string();
             move |error| CannotKeep::File { doing, path, error }
         };
-        fs::create_dir_all(folder).map_err(failed("making", folder))?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(failed("making", folder))?;
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
         let boot = fs::read_to_string(boot).map_err(failed("reading", boot))?;
         let namespace = accountant_sys::netns::cookie();
@@ -169,7 +171,7 @@ impl Keeper {
             let path = beside.display().to_string();
             move |error| CannotKeep::File { doing, path, error }
         };
-        fs::write(&beside, []).map_err(failed("writing"))?;
+        write(&beside, &[]).map_err(failed("writing"))?;
         fs::remove_file(&beside).map_err(failed("removing"))
     }
 
@@ -213,7 +215,7 @@ impl Keeper {
     pub(super) fn keep(&mut self, books: &Books, age: Duration) {
         let (Some(file), Some(whose)) = (&self.file, &self.whose) else { return };
         let beside = beside(file);
-        let written = encode(whose, &books.keeping(age)).and_then(|text| fs::write(&beside, text));
+        let written = encode(whose, &books.keeping(age)).and_then(|text| write(&beside, &text));
         match written.and_then(|()| fs::rename(&beside, file)) {
             Ok(()) => (self.written, self.said) = (Some(Instant::now()), false),
             Err(error) if !std::mem::replace(&mut self.said, true) => {
@@ -229,6 +231,11 @@ impl Keeper {
 fn beside(file: &Path) -> PathBuf {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     file.with_extension(format!("{}-{}", std::process::id(), now.subsec_nanos()))
+}
+
+/// For nobody else's eyes: among the numbers are addresses in the kernel.
+fn write(file: &Path, text: &[u8]) -> io::Result<()> {
+    OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(file)?.write_all(text)
 }
 
 /// Removes what agents had begun to write when they were killed.

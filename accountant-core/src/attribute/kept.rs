@@ -34,7 +34,7 @@ struct Keeping<'a> {
     marks: Marks,
     generation: Generation,
     snapshot: u64,
-    version: Option<u32>,
+    version: Option<u64>,
     in_flight: u32,
 }
 
@@ -50,7 +50,7 @@ struct Kept {
     marks: Marks,
     generation: Generation,
     snapshot: u64,
-    version: Option<u32>,
+    version: Option<u64>,
     in_flight: u32,
 }
 

@@ -86,7 +86,7 @@ pub struct Attributor {
     /// Number of the current snapshot.
     snapshot: u64,
     /// The version of the rules in the last snapshot, where the kernel numbers versions.
-    version: Option<u32>,
+    version: Option<u64>,
     /// Whether the agent was away since the last snapshot: nobody told what happened meanwhile.
     was_away: bool,
     /// How many packets can be between two rules while counters are read.

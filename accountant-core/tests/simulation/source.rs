@@ -114,7 +114,7 @@ impl Source {
             retired: if legacy { vec![] } else { std::mem::take(&mut self.retired) },
             chains: chains.iter().map(reading).collect(),
             gone: if self.away { vec![] } else { self.gone(kernel) },
-            version: (!legacy).then_some(kernel.version),
+            version: (!legacy).then_some(kernel.version.into()),
             gap: std::mem::take(&mut self.gap),
             may_dip: self.may_dip,
             in_flight: if legacy { 0 } else { CPUS as u32 },

@@ -191,7 +191,8 @@ impl IptablesLegacy {
         }) {
             Some(mut chains) => {
                 known.deductions.apply(&mut chains);
-                Glance::Told(Snapshot { chains, in_flight, at: now(), ..Snapshot::default() })
+                let version = known.stamp.as_ref().map(|stamp| stamp.private);
+                Glance::Told(Snapshot { chains, in_flight, version, at: now(), ..Snapshot::default() })
             }
             None => Glance::Whole,
         }
@@ -313,7 +314,8 @@ impl IptablesLegacy {
         let retired: Vec<Retired> = retired.unwrap_or_default();
         let gone = novelty.gone;
         let gap = missed || too_late;
-        Ok(Some(Snapshot { retired, chains, gone, gap, may_dip: !sure, at: now(), ..Snapshot::default() }))
+        let (version, may_dip) = (stamp.as_ref().map(|stamp| stamp.private), !sure);
+        Ok(Some(Snapshot { retired, chains, gone, gap, version, may_dip, at: now(), ..Snapshot::default() }))
     }
 
     /// Waits for the lock, and sees meanwhile what those do who have it.

@@ -323,7 +323,7 @@ impl RuleSource for Nftables {
             snapshots.entry(key.table).or_default().gone.push(key.chain);
         }
         let (at, gap, in_flight) = (now(), std::mem::take(&mut self.gap), self.in_flight);
-        let version = Some(self.mirror.generation());
+        let version = Some(self.mirror.generation().into());
         let with_endpoints = self.with_endpoints();
         let gone: Vec<TableId> = self.tables.difference(&with_endpoints).copied().collect();
         gone.iter().for_each(|table| self.programs.watch(*table, Vec::new()));
