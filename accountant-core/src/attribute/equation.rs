@@ -336,6 +336,8 @@ impl Equation {
     pub(crate) fn close(&mut self) {
         if let Some(readings) = &mut self.readings {
             readings.settled = readings.now.difference();
+            // If it ever held more than now, that was lost.
+            readings.floor = readings.floor.min(readings.settled);
         }
         self.doubt = None;
         self.missing = None;

@@ -32,13 +32,9 @@ pub(super) fn settle(table: &mut Attributor, out: &mut Attribution) {
     settler.post_direct();
     settler.post_told();
     settler.find_deficits();
-    let mut components = settler.components();
-    // What is closed takes its deficit along.
-    components.sort_by_key(|component| component.rows.iter().any(|row| settler.deficits.contains(row)));
-    for component in components {
+    for component in settler.components() {
         settler.component(&component);
     }
-    settler.forget_deficits();
     settler.drop_unused();
     for equation in settler.store.equations_mut() {
         equation.forget_accounted();
@@ -51,8 +47,8 @@ pub(super) struct Settler<'a> {
     pub(super) snapshot: u64,
     pub(super) source: Source,
     pub(super) out: &'a mut Attribution,
-    /// Equations that rest with less than nothing.
-    pub(super) deficits: Vec<EquationId>,
+    /// Equations that rest with less than nothing, and by how much.
+    pub(super) deficits: Vec<(EquationId, Amount)>,
 }
 
 /// Equations that only together tell.
@@ -114,7 +110,7 @@ impl Settler<'_> {
     }
 
     /// Whether there is something in an equation that has to be solved for.
-    pub(super) fn is_open(&self, id: EquationId) -> bool {
+    fn is_open(&self, id: EquationId) -> bool {
         let equation = &self.store[id];
         match equation.role {
             Role::Counts => {

@@ -226,6 +226,8 @@ impl Settler<'_> {
         let &System { worth, unit, ref place, .. } = system;
         let is_whole = |equation: &Equation| equation.missing().is_none() || worth == Worth::Believed;
         let mut sum = Sum::default();
+        // What is not known of endpoints that are not of the component.
+        let mut open = 0;
         for &id in rows {
             let row = &self.store[id];
             if row.role != Role::Counts {
@@ -247,8 +249,10 @@ impl Settler<'_> {
                 return None;
             }
             let elsewhere = column.terms.iter().filter(|term| !place.contains_key(term));
-            let elsewhere: i128 = elsewhere.map(|&term| self.term_bounds(term, worth, unit).1).sum();
-            sum.low -= self.bounds(column, worth, unit).0 - elsewhere;
+            let elsewhere = elsewhere.map(|&term| self.term_bounds(term, worth, unit));
+            let (least, most) = elsewhere.fold((0, 0), |sum, term| (sum.0 + term.0, sum.1 + term.1));
+            sum.low -= self.bounds(column, worth, unit).0 - least;
+            open += most - least;
             sum.minus.extend(system.slack.get(&id));
         }
         for (i, &id) in component.unknowns.iter().enumerate() {
@@ -264,7 +268,7 @@ impl Settler<'_> {
                 _ => return None,
             }
         }
-        sum.high = sum.low;
+        sum.high = sum.low + open;
         Some(sum)
     }
 }
