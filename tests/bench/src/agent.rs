@@ -39,7 +39,9 @@ pub(crate) fn measure(
     rules.scenario.write_manifests(folder.path())?;
     let manifests = folder.path().to_str().context("the folder of temporary files has a strange name")?;
     // No reading under scrapes: what a reading costs is seen between them.
-    let arguments = ["--manifests", manifests, "--node-name", "lab-node", "--max-age", "1h"];
+    let kept = tempfile::tempdir()?;
+    let state = format!("--state-dir={}", kept.path().display());
+    let arguments = ["--manifests", manifests, "--node-name", "lab-node", "--max-age", "1h", &state];
     let node = rules.node.host();
     let started = Instant::now();
     let agent = Agent::start(node, program, &arguments)?;

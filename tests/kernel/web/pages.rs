@@ -50,7 +50,7 @@ fn a_socket_of_systemd() {
     // The protocol of sd_listen_fds(3): descriptors from 3 on, for the process that is named.
     let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
     let mut command = namespace.command("sh").unwrap();
-    command.args(["-c", script, "sh"]).arg(program()).args(["run", "--web.systemd-socket"]);
+    command.args(["-c", script, "sh"]).arg(program()).args(["run", "--web.systemd-socket", "--state-dir="]);
     let mut child = command.stdin(OwnedFd::from(listener)).spawn().unwrap();
     let ask = || namespace.run("curl", &["--silent", &format!("http://{ADDRESS}/healthz")]);
     wait_until("it serves", || ask().is_ok_and(|said| said == "ok\n"));
