@@ -79,24 +79,27 @@ fn accounts(agent: &Agent) -> BTreeMap<String, u64> {
     lines(&agent.settled().unwrap(), &["policy", "default_deny", "profile", "unattributed", "endpoint_chain"])
 }
 
-#[test]
-fn accounts_are_as_the_traffic_was() {
-    let (node, pins) = (node(), Pins::new());
+/// The dataplane that the capture is of, at work on this node, with its listings.
+fn captured(node: &Node, pins: &Pins) -> StandIn {
     for entry in std::fs::read_dir(capture().join("policy")).unwrap() {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), pins.listings().join(entry.file_name())).unwrap();
     }
+    let begin = || {
+        let mut stand_in = StandIn::new(pins, NEWEST);
+        ["eth0", WEB, API].iter().for_each(|interface| stand_in.attach_both(interface));
+        decide(&stand_in);
+        stand_in
+    };
+    node.host().enter(begin).unwrap()
+}
+
+#[test]
+fn accounts_are_as_the_traffic_was() {
+    let (node, pins) = (node(), Pins::new());
+    let mut stand_in = captured(&node, &pins);
     let arguments = arguments(&pins);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut stand_in = node
-        .host()
-        .enter(|| {
-            let mut stand_in = StandIn::new(&pins, NEWEST);
-            ["eth0", WEB, API].iter().for_each(|interface| stand_in.attach_both(interface));
-            decide(&stand_in);
-            stand_in
-        })
-        .unwrap();
     let agent = start(node.host(), &arguments);
     for (port, packets) in [(9001, 2), (9999, 3), (7777, 4), (5000, 5), (9009, 6)] {
         send(&node, port, packets);
@@ -159,17 +162,7 @@ fn accounts_are_as_the_traffic_was() {
 #[test]
 fn without_the_capability_there_are_totals() {
     let (node, pins) = (node(), Pins::new());
-    for entry in std::fs::read_dir(capture().join("policy")).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), pins.listings().join(entry.file_name())).unwrap();
-    }
-    let begin = || {
-        let mut stand_in = StandIn::new(&pins, NEWEST);
-        ["eth0", WEB, API].iter().for_each(|interface| stand_in.attach_both(interface));
-        decide(&stand_in);
-        stand_in
-    };
-    let _stand_in = node.host().enter(begin).unwrap();
+    let _stand_in = captured(&node, &pins);
     let program = without_sys_admin(&pins);
     let arguments = arguments(&pins);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

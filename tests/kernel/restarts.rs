@@ -50,7 +50,7 @@ fn restarts() -> usize {
 
 /// A lab, and a folder for what outlives its agents.
 struct Place {
-    felix: Option<Felix>,
+    felix: Felix,
     lab: Lab,
     scenario: Scenario,
     bpffs: BpfFilesystem,
@@ -64,13 +64,7 @@ impl Place {
         let lab = Lab::new(&scenario);
         let mut felix = lab.node.felix(dialect(backend));
         felix.apply(&scenario.model).unwrap();
-        Self {
-            felix: Some(felix),
-            lab,
-            scenario,
-            bpffs: BpfFilesystem::new(),
-            state: tempfile::tempdir().unwrap(),
-        }
+        Self { felix, lab, scenario, bpffs: BpfFilesystem::new(), state: tempfile::tempdir().unwrap() }
     }
 
     fn pins(&self) -> PathBuf {
@@ -393,7 +387,6 @@ fn a_pod_that_comes_back_goes_on_counting() {
     let mut place = Place::new(Backend::Nft);
     let mut without = place.scenario.model.clone();
     without.endpoints.retain(|endpoint| &*endpoint.pod != "web");
-    let mut felix = place.felix.take().unwrap();
     let node = &place.lab.node;
     let client = &node.pod("default", "client").unwrap().netns;
     let send = |packets| udp(client, v4(node, "shop", "web"), ALLOWED, 1, packets, SIZE).unwrap();
@@ -409,7 +402,7 @@ fn a_pod_that_comes_back_goes_on_counting() {
     send(3);
     let before = count();
     for model in [&without, &place.scenario.model] {
-        felix.apply(model).unwrap();
+        place.felix.apply(model).unwrap();
         agent.settled().unwrap();
         assert_eq!(count(), before);
     }

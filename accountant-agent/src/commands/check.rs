@@ -8,6 +8,8 @@ use crate::engine::{Engine, Settings};
 use crate::export::http::web_config::Web;
 use accountant_dataplane::bird::{Follower, State as BirdState};
 use serde_json::{Value, json};
+use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -108,26 +110,24 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
 /// Whether what programs count outlives the agent.
 fn kept(args: &CheckArgs) -> Value {
     let programs = &args.agent.sources.programs;
-    match programs.pins.folder() {
-        _ if programs.mode == KernelPrograms::Off => Value::Null,
-        None => json!({"folder": null, "reason": "it is turned off"}),
-        Some(folder) => {
-            let reason =
-                accountant_dataplane::kernel::can_stay(folder).err().map(|reason| reason.to_string());
-            json!({"folder": folder.display().to_string(), "reason": reason})
-        }
+    if programs.mode == KernelPrograms::Off {
+        return Value::Null;
     }
+    outlives(programs.pins.folder(), "it is turned off", accountant_dataplane::kernel::can_stay)
 }
 
 /// Whether what policies decided outlives the agent.
 fn state(serving: &ServingArgs) -> Value {
-    match serving.state_folder() {
-        None => json!({"folder": null, "reason": "it is turned off (--state-dir)"}),
-        Some(folder) => {
-            let reason = Keeper::new(folder).err().map(|reason| reason.to_string());
-            json!({"folder": folder.display().to_string(), "reason": reason})
-        }
-    }
+    outlives(serving.state_folder(), "it is turned off (--state-dir)", Keeper::new)
+}
+
+/// A folder for what outlives the agent, and why it cannot be used.
+fn outlives<T, E: Display>(folder: Option<&Path>, off: &str, use_it: fn(&Path) -> Result<T, E>) -> Value {
+    let reason = match folder {
+        None => Some(off.to_string()),
+        Some(folder) => use_it(folder).err().map(|reason| reason.to_string()),
+    };
+    json!({"folder": folder.map(|folder| folder.display().to_string()), "reason": reason})
 }
 
 /// The daemons of BIRD that there are. Without any the agent works as well.

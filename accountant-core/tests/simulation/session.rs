@@ -206,7 +206,7 @@ impl Session {
             return;
         }
         self.pristine = false;
-        self.exact &= self.source.has_read() && !self.source.is_away();
+        self.exact &= self.source.has_read();
         self.unbounded_loss |= self.source.is_away();
         for (chain, kept) in &commit.kept {
             let least = self.kept.entry(chain.clone()).or_insert(*kept);
