@@ -35,6 +35,10 @@ pub(crate) struct News {
     pub(crate) opened: bool,
     /// Somebody closed it.
     pub(crate) closed: bool,
+    /// Somebody closed it after somebody opened it: all that a writer did can be over.
+    pub(crate) over: bool,
+    /// Somebody opened it, and nobody closed it since: a writer is about to begin.
+    pub(crate) begun: bool,
     /// News were lost, or of another file of this name.
     pub(crate) lost: bool,
 }
@@ -42,6 +46,8 @@ pub(crate) struct News {
 impl News {
     /// Adds later news.
     pub(crate) fn add(&mut self, later: Self) {
+        self.over |= later.over || self.opened && later.closed;
+        self.begun = later.begun || self.begun && !later.closed;
         self.opened |= later.opened;
         self.closed |= later.closed;
         self.lost |= later.lost;
@@ -105,10 +111,10 @@ impl XtablesLock {
                 if event.mask.intersects(AddWatchFlags::IN_Q_OVERFLOW) {
                     news.lost = true;
                 } else if event.mask.intersects(AddWatchFlags::IN_OPEN) {
-                    news.opened = true;
+                    news.add(News { opened: true, begun: true, ..News::default() });
                     self.writers += 1;
                 } else if event.mask.intersects(AddWatchFlags::IN_CLOSE) {
-                    news.closed = true;
+                    news.add(News { closed: true, ..News::default() });
                     self.writers -= 1;
                 }
             }
@@ -173,7 +179,7 @@ mod tests {
         path
     }
 
-    const NOTHING: News = News { opened: false, closed: false, lost: false };
+    const NOTHING: News = News { opened: false, closed: false, over: false, begun: false, lost: false };
 
     #[test]
     fn our_own_locking_is_no_news_and_that_of_others_is() {
@@ -183,10 +189,32 @@ mod tests {
         drop(lock.try_shared().unwrap().unwrap());
         assert_eq!(lock.news(), NOTHING);
         let other = File::open(&path).unwrap();
-        assert_eq!((lock.news(), lock.is_open()), (News { opened: true, ..NOTHING }, true));
+        let opened = News { opened: true, begun: true, ..NOTHING };
+        assert_eq!((lock.news(), lock.is_open()), (opened, true));
         drop(other);
         assert_eq!((lock.news(), lock.is_open()), (News { closed: true, ..NOTHING }, false));
         assert_eq!(lock.news(), NOTHING);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn one_who_is_done_is_told_from_the_next_who_begins() {
+        let path = path("order");
+        let mut lock = XtablesLock::open(&path);
+        lock.news();
+        let first = File::open(&path).unwrap();
+        lock.news();
+        drop(first);
+        let second = File::open(&path).unwrap();
+        let next_begins = News { opened: true, closed: true, begun: true, ..NOTHING };
+        assert_eq!((lock.news(), lock.is_open()), (next_begins, true));
+        drop(second);
+        drop(File::open(&path).unwrap());
+        let done = News { opened: true, closed: true, over: true, ..NOTHING };
+        assert_eq!((lock.news(), lock.is_open()), (done, false));
+        let mut heard_late = next_begins;
+        heard_late.add(News { closed: true, ..NOTHING });
+        assert_eq!(heard_late, done);
         std::fs::remove_file(path).unwrap();
     }
 

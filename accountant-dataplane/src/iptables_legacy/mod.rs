@@ -80,8 +80,8 @@ enum Circumstance {
     Unlocked,
     /// Without, but a rewrite was told to be over: good if the table still is what it was then.
     Over,
-    /// Without, because a writer is about to replace a table.
-    LastLook,
+    /// Without, because a writer is about to replace a table; `missed` if one before was not seen to begin.
+    LastLook { missed: bool },
     /// Under the lock, because a writer is done.
     Rewritten,
     /// The same, and that the writer began was seen no sooner.
@@ -91,7 +91,7 @@ enum Circumstance {
 impl Circumstance {
     /// Whether the counters are what they are going to be, and not in the middle of a rewrite.
     fn is_sure(self) -> bool {
-        !matches!(self, Self::Unlocked | Self::LastLook)
+        !matches!(self, Self::Unlocked | Self::LastLook { .. })
     }
 
     /// Whether the reading was taken because of a writer, so that it tells all chains.
@@ -235,7 +235,7 @@ impl IptablesLegacy {
             // The next rewrite is under way, and will be told.
             return Ok(None);
         }
-        let told = if how == Circumstance::LastLook { None } else { self.rewrites.take(id) };
+        let told = if matches!(how, Circumstance::LastLook { .. }) { None } else { self.rewrites.take(id) };
         let is_watched = self.rewrites.reason().is_none();
         let was_trusted = told.is_none() && self.is_trusted(id);
         Ok(Some(Grabbed { id, how, stamp, blob, told, is_watched, was_trusted }))
@@ -252,7 +252,9 @@ impl IptablesLegacy {
         let known = self.tables.remove(&id);
         let too_late = match how {
             // Other rules than those that were there when somebody was last done with the lock.
-            Circumstance::LastLook => !same && known.as_ref().is_some_and(|known| !known.in_doubt),
+            Circumstance::LastLook { missed } => {
+                !same && known.as_ref().is_some_and(|known| *missed || !known.in_doubt)
+            }
             Circumstance::Unseen => !same && known.is_some(),
             // Nobody tells of rewrites: there may have been any number of them.
             _ => !same && known.is_some() && !self.lock.is_watched(),

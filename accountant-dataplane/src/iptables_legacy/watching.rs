@@ -50,23 +50,23 @@ impl IptablesLegacy {
         }
         self.look();
         let news = std::mem::take(&mut self.news);
-        if news.opened && !news.closed {
-            self.last_look(poll);
+        if news.begun {
+            self.last_look(news.over, poll);
         } else if news.closed && !self.rewrites.is_watching() {
-            self.look_again(news.opened, poll)?;
+            self.look_again(news.over, poll)?;
         }
         self.grab_what_is_over(poll);
         Ok(())
     }
 
     /// A writer is about to replace a table: what was counted up to now. Without the watch that is all there will be, of all
-    /// chains, because any of them may change.
-    fn last_look(&mut self, poll: &mut Poll) {
+    /// chains, because any of them may change. `missed`: another one was at work before, whom nobody saw begin.
+    fn last_look(&mut self, missed: bool, poll: &mut Poll) {
         let watching = self.rewrites.is_watching();
         let ids = self.with_endpoints().into_iter().collect();
         let whole = self.glance_all(ids, &Wanted::default(), !watching, poll);
         if !watching {
-            self.grab_all(whole, Circumstance::LastLook, poll);
+            self.grab_all(whole, Circumstance::LastLook { missed }, poll);
         }
         tracing::debug!(tables = poll.tables.len(), "looked once more: somebody opened the xtables lock");
     }
