@@ -35,6 +35,11 @@ impl Counter {
         fell(before.packets, self.packets) || fell(before.bytes, self.bytes)
     }
 
+    /// Whether no packets can have made `before` this: a part fell, or only one of them rose.
+    pub fn cannot_follow(self, before: Self) -> bool {
+        self.fell_below(before) || (self.packets == before.packets) != (self.bytes == before.bytes)
+    }
+
     /// What was counted since `before`, each part modulo 2^64. Meaningful only where nothing fell.
     pub fn since(self, before: Self) -> Self {
         Self {
@@ -88,6 +93,16 @@ mod tests {
         assert!(Counter::new(1, 9).fell_below(Counter::new(1, 10)));
         assert!(Counter::new(0, 10).fell_below(Counter::new(1, 10)));
         assert!(!Counter::new(1, 10).fell_below(Counter::new(1, 10)));
+    }
+
+    #[test]
+    fn packets_have_bytes() {
+        let before = Counter::new(1, 100);
+        assert!(Counter::new(1, 120).cannot_follow(before));
+        assert!(Counter::new(2, 100).cannot_follow(before));
+        assert!(Counter::new(1, 90).cannot_follow(before));
+        assert!(!Counter::new(2, 120).cannot_follow(before));
+        assert!(!before.cannot_follow(before));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! A rule is known again by its content ([`crate::rule::RuleId`]), not by its position. Its first value counts whole, a
 //! rise counts as the difference. A fall is not believed until a second reading confirms it; until then the whole
-//! chain is held back, so that its rules never tell of different spans of time. Then the new value counts whole and a
-//! reset is on record. Where counters may show a moment of zeros, a chain that is all zeros right after rules changed is
+//! table is held back: what rose may have fallen, too, and be past its old value again. Then the new value counts whole
+//! and a reset is on record. Where counters may show a moment of zeros, a chain that is all zeros right after rules changed is
 //! not believed either: it tells of nothing, and may hide what was counted. A rule that was deleted hands over its last value ([`crate::snapshot::Retired`]).
 //!
 //! Invariant: no delta is negative, and nothing is counted twice.
@@ -12,6 +12,7 @@ use crate::rule::{Chain, RuleId};
 use crate::snapshot::{Reading, Retired, Snapshot};
 use crate::{ChainName, Counter};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,12 +72,10 @@ struct Track {
 pub struct Circumstances {
     /// The agent has not seen the table before, or not without a gap.
     pub first_sight: bool,
-    /// Counters may show a moment of zeros.
-    pub may_dip: bool,
-    /// This may be such a moment, [`Reconciler::may_hide`].
+    /// This may be a moment in which counters show zeros, [`Reconciler::may_hide`].
     pub may_hide: bool,
-    /// When the reading was taken.
-    pub at: Duration,
+    /// Nothing is told, [`Reconciler::holds_back`].
+    pub held_back: bool,
 }
 
 impl Reconciler {
@@ -97,20 +96,19 @@ impl Reconciler {
         delta
     }
 
-    /// Takes a reading of a chain. `None` while a fall waits for its confirmation.
+    /// Takes a reading of a chain. `None` while it is not believed.
     pub fn read(&mut self, reading: &Reading, circumstances: Circumstances) -> Option<ChainDelta> {
         let Reading { chain, counters } = reading;
         let fresh = if circumstances.first_sight { Span::SinceEver } else { Span::SinceCreation };
         let track = self.chains.entry(chain.name.clone()).or_insert_with(|| Track::new(chain));
 
-        let before = track.last_of(chain);
-        let fell = before.iter().zip(counters).any(|(before, now)| before.is_some_and(|b| now.fell_below(b)));
         let hides = circumstances.may_hide && counters.iter().all(|now| now.is_zero());
-        if hides || (fell && !track.believes_fall(circumstances)) {
+        if circumstances.held_back || hides {
             return None;
         }
+        let before = track.last_of(chain);
         let mut delta = ChainDelta::empty(chain);
-        for (index, (&now, &before)) in counters.iter().zip(&before).enumerate() {
+        for (index, (&now, &before)) in counters.iter().zip(&*before).enumerate() {
             delta.set(index, now, before, fresh);
         }
         let kept = before.iter().flatten().count();
@@ -120,16 +118,35 @@ impl Reconciler {
         Some(delta)
     }
 
+    /// Whether a snapshot is held back as a whole: counters of a chain fell, and it is not yet believed. A fall is when it
+    /// was seen before, long enough ago where counters may show a moment of zeros. Call it once for each snapshot, when
+    /// rules that went have handed over their last values.
+    pub fn holds_back(&mut self, snapshot: &Snapshot) -> bool {
+        let mut holds_back = false;
+        for reading in &snapshot.chains {
+            let Some(track) = self.chains.get_mut(&reading.chain.name) else { continue };
+            if !track.falls(reading) {
+                track.fell_at = None;
+            } else if let Some(since) = track.fell_at {
+                holds_back |= snapshot.may_dip && snapshot.at.saturating_sub(since) < DIP_IS_OVER;
+            } else {
+                track.fell_at = Some(snapshot.at);
+                holds_back = true;
+            }
+        }
+        holds_back
+    }
+
     /// Whether a snapshot may be of the moment in which counters are at zero: rules changed, or counters fell, and neither
     /// was long ago. Chains that are all zeros in it tell nothing then.
     pub fn may_hide(&mut self, snapshot: &Snapshot) -> bool {
-        let falls = || self.chains.values().any(|track| track.fell_at.is_some());
-        let is_uneasy = self.uneasy_since.is_some() || self.will_change(snapshot) || falls();
+        let first_fall = self.first_fall();
+        let is_uneasy = self.uneasy_since.is_some() || first_fall.is_some() || self.will_change(snapshot);
         if !snapshot.may_dip || !is_uneasy {
             self.uneasy_since = None;
             return false;
         }
-        let since = *self.uneasy_since.get_or_insert(snapshot.at);
+        let since = *self.uneasy_since.get_or_insert(first_fall.unwrap_or(snapshot.at));
         let is_over = snapshot.at.saturating_sub(since) >= DIP_IS_OVER;
         if is_over {
             self.uneasy_since = None;
@@ -178,9 +195,14 @@ impl Reconciler {
         self.chains.get(name).map(|track| &track.chain)
     }
 
-    /// Whether any chain waits for the confirmation of a fall.
+    /// Whether a fall waits for its confirmation, or zeros for their end.
     pub fn waits(&self) -> bool {
-        self.uneasy_since.is_some() || self.chains.values().any(|track| track.fell_at.is_some())
+        self.uneasy_since.is_some() || self.first_fall().is_some()
+    }
+
+    /// Since when a fall waits to be believed.
+    fn first_fall(&self) -> Option<Duration> {
+        self.chains.values().filter_map(|track| track.fell_at).min()
     }
 }
 
@@ -200,7 +222,7 @@ impl ChainDelta {
     fn set(&mut self, index: usize, now: Counter, before: Option<Counter>, fresh: Span) {
         let (delta, span) = match before {
             None => (now, fresh),
-            Some(before) if now.fell_below(before) => (now, Span::SinceReset),
+            Some(before) if now.cannot_follow(before) => (now, Span::SinceReset),
             Some(before) => (now.since(before), Span::SinceReading),
         };
         self.resets += u64::from(span == Span::SinceReset);
@@ -214,10 +236,16 @@ impl Track {
         Self { chain: chain.clone(), last: vec![None; chain.rules().len()], fell_at: None }
     }
 
+    /// Whether a reading has counters that no packets can have made of the last ones.
+    fn falls(&self, reading: &Reading) -> bool {
+        let last = self.last_of(&reading.chain);
+        last.iter().zip(&reading.counters).any(|(last, now)| last.is_some_and(|last| now.cannot_follow(last)))
+    }
+
     /// The last values of the rules of `chain`, in its order.
-    fn last_of(&self, chain: &Arc<Chain>) -> Vec<Option<Counter>> {
+    fn last_of(&self, chain: &Arc<Chain>) -> Cow<'_, [Option<Counter>]> {
         if Arc::ptr_eq(&self.chain, chain) || self.chain.same_rules(chain) {
-            return self.last.clone();
+            return Cow::Borrowed(&self.last);
         }
         let known: HashMap<RuleId, Option<Counter>> =
             self.chain.ids().iter().copied().zip(self.last.iter().copied()).collect();
@@ -228,15 +256,6 @@ impl Track {
         let index = self.chain.ids().iter().position(|&known| known == id)?;
         self.last[index].take()
     }
-
-    /// A fall is believed when it was seen before, long enough ago where dips are possible.
-    fn believes_fall(&mut self, circumstances: Circumstances) -> bool {
-        let Some(since) = self.fell_at else {
-            self.fell_at = Some(circumstances.at);
-            return false;
-        };
-        !circumstances.may_dip || circumstances.at.saturating_sub(since) >= DIP_IS_OVER
-    }
 }
 
 #[cfg(test)]
@@ -245,6 +264,10 @@ mod tests {
     use crate::rule::{Action, Matches, Rule};
 
     fn chain(hashes: &[&str]) -> Arc<Chain> {
+        named("cali-tw-x", hashes)
+    }
+
+    fn named(name: &str, hashes: &[&str]) -> Arc<Chain> {
         let rule = |hash: &&str| Rule {
             hash: Some((*hash).into()),
             comments: vec![],
@@ -253,7 +276,7 @@ mod tests {
             content: 0,
             counted: true,
         };
-        Arc::new(Chain::new("cali-tw-x".into(), hashes.iter().map(rule).collect()))
+        Arc::new(Chain::new(name.into(), hashes.iter().map(rule).collect()))
     }
 
     fn reading(chain: &Arc<Chain>, packets: &[u64]) -> Reading {
@@ -261,13 +284,14 @@ mod tests {
         Reading { chain: chain.clone(), counters }
     }
 
-    fn at(millis: u64) -> Circumstances {
-        Circumstances {
-            first_sight: false,
-            may_dip: false,
-            may_hide: false,
-            at: Duration::from_millis(millis),
-        }
+    /// Takes a snapshot of one chain, as an attributor does.
+    fn read(reconciler: &mut Reconciler, reading: Reading, millis: u64, may_dip: bool) -> Option<ChainDelta> {
+        let at = Duration::from_millis(millis);
+        let snapshot = Snapshot { chains: vec![reading], may_dip, at, ..Snapshot::default() };
+        let may_hide = reconciler.may_hide(&snapshot);
+        let held_back = reconciler.holds_back(&snapshot);
+        let circumstances = Circumstances { first_sight: false, may_hide, held_back };
+        reconciler.read(&snapshot.chains[0], circumstances)
     }
 
     fn packets(delta: &ChainDelta) -> Vec<u64> {
@@ -277,12 +301,12 @@ mod tests {
     #[test]
     fn rules_are_known_again_wherever_they_stand() {
         let mut reconciler = Reconciler::default();
-        reconciler.read(&reading(&chain(&["a", "b"]), &[5, 7]), at(0));
-        let delta = reconciler.read(&reading(&chain(&["new", "b", "a"]), &[2, 8, 5]), at(1)).unwrap();
+        read(&mut reconciler, reading(&chain(&["a", "b"]), &[5, 7]), 0, false);
+        let delta = read(&mut reconciler, reading(&chain(&["new", "b", "a"]), &[2, 8, 5]), 1, false).unwrap();
         assert_eq!(packets(&delta), [2, 1, 0]);
         assert_eq!(delta.spans, [Span::SinceCreation, Span::SinceReading, Span::SinceReading]);
         assert!(!delta.lossy);
-        let delta = reconciler.read(&reading(&chain(&["new", "c"]), &[2, 1]), at(2)).unwrap();
+        let delta = read(&mut reconciler, reading(&chain(&["new", "c"]), &[2, 1]), 2, false).unwrap();
         assert_eq!((packets(&delta), delta.lossy), (vec![0, 1], true));
     }
 
@@ -290,10 +314,10 @@ mod tests {
     fn a_dip_loses_and_doubles_nothing() {
         let mut reconciler = Reconciler::default();
         let chain = chain(&["a", "b"]);
-        reconciler.read(&reading(&chain, &[5, 7]), at(0));
-        assert!(reconciler.read(&reading(&chain, &[0, 8]), at(1)).is_none());
+        read(&mut reconciler, reading(&chain, &[5, 7]), 0, false);
+        assert!(read(&mut reconciler, reading(&chain, &[0, 8]), 1, false).is_none());
         assert!(reconciler.waits());
-        assert_eq!(packets(&reconciler.read(&reading(&chain, &[6, 9]), at(2)).unwrap()), [1, 2]);
+        assert_eq!(packets(&read(&mut reconciler, reading(&chain, &[6, 9]), 2, false).unwrap()), [1, 2]);
         assert!(!reconciler.waits());
     }
 
@@ -301,9 +325,9 @@ mod tests {
     fn a_fall_that_stands_is_a_reset() {
         let mut reconciler = Reconciler::default();
         let chain = chain(&["a", "b"]);
-        reconciler.read(&reading(&chain, &[5, 7]), at(0));
-        assert!(reconciler.read(&reading(&chain, &[1, 8]), at(1)).is_none());
-        let delta = reconciler.read(&reading(&chain, &[2, 9]), at(2)).unwrap();
+        read(&mut reconciler, reading(&chain, &[5, 7]), 0, false);
+        assert!(read(&mut reconciler, reading(&chain, &[1, 8]), 1, false).is_none());
+        let delta = read(&mut reconciler, reading(&chain, &[2, 9]), 2, false).unwrap();
         assert_eq!((packets(&delta), delta.resets), (vec![2, 2], 1));
         assert_eq!(delta.spans, [Span::SinceReset, Span::SinceReading]);
     }
@@ -312,21 +336,39 @@ mod tests {
     fn where_dips_are_possible_a_fall_must_stand_for_a_while() {
         let mut reconciler = Reconciler::default();
         let chain = chain(&["a"]);
-        reconciler.read(&reading(&chain, &[5]), at(0));
-        let dip = |millis| Circumstances { may_dip: true, ..at(millis) };
-        assert!(reconciler.read(&reading(&chain, &[0]), dip(1)).is_none());
-        assert!(reconciler.read(&reading(&chain, &[0]), dip(2)).is_none());
-        assert_eq!(packets(&reconciler.read(&reading(&chain, &[0]), dip(300)).unwrap()), [0]);
+        read(&mut reconciler, reading(&chain, &[5]), 0, false);
+        assert!(read(&mut reconciler, reading(&chain, &[0]), 1, true).is_none());
+        assert!(read(&mut reconciler, reading(&chain, &[0]), 2, true).is_none());
+        assert_eq!(packets(&read(&mut reconciler, reading(&chain, &[0]), 300, true).unwrap()), [0]);
+    }
+
+    #[test]
+    fn a_moment_of_zeros_after_a_fall_is_none_of_it() {
+        let mut reconciler = Reconciler::default();
+        let [fallen, other] = ["cali-pi-a", "cali-pi-b"].map(|name| named(name, &["a"]));
+        let mut held_back = |values: [u64; 2], millis| {
+            let chains = vec![reading(&fallen, &values[..1]), reading(&other, &values[1..])];
+            let at = Duration::from_millis(millis);
+            let snapshot = Snapshot { chains, may_dip: true, at, ..Snapshot::default() };
+            let held_back = reconciler.holds_back(&snapshot);
+            for reading in &snapshot.chains {
+                reconciler.read(reading, Circumstances { first_sight: false, may_hide: false, held_back });
+            }
+            held_back
+        };
+        assert!(!held_back([5, 7], 0));
+        assert!(held_back([1, 7], 100));
+        assert!(held_back([0, 0], 400), "the other fell just now");
+        assert!(!held_back([1, 7], 500));
     }
 
     #[test]
     fn zeros_of_new_rules_may_be_a_dip() {
         let mut reconciler = Reconciler::default();
-        reconciler.read(&reading(&chain(&["a", "b"]), &[0, 0]), at(0));
+        read(&mut reconciler, reading(&chain(&["a", "b"]), &[0, 0]), 0, false);
         let rewritten = chain(&["a", "c"]);
-        let dip = |millis| Circumstances { may_dip: true, may_hide: true, ..at(millis) };
-        assert!(reconciler.read(&reading(&rewritten, &[0, 0]), dip(1)).is_none());
-        let delta = reconciler.read(&reading(&rewritten, &[1, 1]), dip(2)).unwrap();
+        assert!(read(&mut reconciler, reading(&rewritten, &[0, 0]), 1, true).is_none());
+        let delta = read(&mut reconciler, reading(&rewritten, &[1, 1]), 2, true).unwrap();
         assert_eq!(delta.spans, [Span::SinceReading, Span::SinceCreation]);
     }
 
@@ -334,7 +376,7 @@ mod tests {
     fn last_values_count_once_and_the_next_incarnation_starts_at_zero() {
         let mut reconciler = Reconciler::default();
         let old = chain(&["a", "b"]);
-        reconciler.read(&reading(&old, &[5, 7]), at(0));
+        read(&mut reconciler, reading(&old, &[5, 7]), 0, false);
         let finals = vec![(0, Counter::new(9, 9)), (1, Counter::new(7, 7))];
         assert_eq!(
             packets(&reconciler.retire(&Retired { chain: old.clone(), finals, lost: vec![] })),
@@ -344,7 +386,7 @@ mod tests {
         let between = chain(&["c"]);
         let finals = vec![(0, Counter::new(3, 3))];
         assert_eq!(packets(&reconciler.retire(&Retired { chain: between, finals, lost: vec![] })), [3]);
-        let delta = reconciler.read(&reading(&old, &[1, 2]), at(1)).unwrap();
+        let delta = read(&mut reconciler, reading(&old, &[1, 2]), 1, false).unwrap();
         assert_eq!((packets(&delta), delta.lossy), (vec![1, 2], false));
     }
 
@@ -352,11 +394,11 @@ mod tests {
     fn what_follows_a_rule_whose_last_value_is_lost_counts_whole() {
         let mut reconciler = Reconciler::default();
         let chain = chain(&["a", "b"]);
-        reconciler.read(&reading(&chain, &[20, 7]), at(0));
+        read(&mut reconciler, reading(&chain, &[20, 7]), 0, false);
         let delta = reconciler.retire(&Retired { chain: chain.clone(), finals: vec![], lost: vec![0] });
         assert_eq!((packets(&delta), delta.lossy), (vec![0, 0], true));
         // It is past its old value again.
-        let delta = reconciler.read(&reading(&chain, &[21, 8]), at(1)).unwrap();
+        let delta = read(&mut reconciler, reading(&chain, &[21, 8]), 1, false).unwrap();
         assert_eq!((packets(&delta), delta.spans[0]), (vec![21, 1], Span::SinceCreation));
     }
 }

@@ -47,13 +47,9 @@ impl Sums {
             self.retired += retired.finals.len();
             deltas.push(reconciler.retire(retired));
         }
+        let held_back = reconciler.holds_back(snapshot);
         for reading in snapshot.chains.iter().filter(|r| r.chain.name.as_str() == CHAIN) {
-            let circumstances = Circumstances {
-                first_sight: false,
-                may_dip: snapshot.may_dip,
-                may_hide: false,
-                at: snapshot.at,
-            };
+            let circumstances = Circumstances { first_sight: false, may_hide: false, held_back };
             deltas.extend(reconciler.read(reading, circumstances));
         }
         for delta in deltas {

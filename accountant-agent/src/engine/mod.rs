@@ -4,6 +4,7 @@
 //! Ticks come with the poll interval, and when a reader wants something fresher than what is published; readers that
 //! come during a tick share it. A source that hangs delays a tick only for a while.
 
+mod addresses;
 pub mod aside;
 mod book;
 mod books;
@@ -13,10 +14,13 @@ mod overlap;
 mod seen;
 pub mod sources;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use accountant_core::snapshot::Source;
 use accountant_core::view::View;
 use accountant_dataplane::kernel::Programs;
+use accountant_dataplane::source::Note;
 use accountant_datastore::Subscription;
 use books::Books;
 use denied::DeniedView;
@@ -32,10 +36,9 @@ use tokio::time::MissedTickBehavior;
 /// How often a source is read within one tick at most.
 const READINGS: u32 = 3;
 /// How long a tick waits for a source.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(10) };
 /// Interval from which on a tick does not read twice: the next one comes soon enough.
 const SOON_ENOUGH: Duration = Duration::from_secs(1);
-
 /// How many changes of names are taken before other things get their turn.
 const NAMES_AT_ONCE: usize = 1000;
 /// How often memory that is free is given back.
@@ -247,10 +250,7 @@ impl Engine {
             status.note(&report.poll, SystemTime::now());
             status.cpu += report.cpu;
         }
-        let missed = report
-            .poll
-            .as_ref()
-            .is_ok_and(|poll| poll.notes.contains(&accountant_dataplane::source::Note::MissedRewrite));
+        let missed = report.poll.as_ref().is_ok_and(|poll| poll.notes.contains(&Note::MissedRewrite));
         self.changed = true;
         let mut take = |mut poll| {
             if report.asked {
@@ -282,8 +282,11 @@ impl Engine {
                 }
             }
             tick.pending.remove(&source);
+            self.end_tick_if_done();
+        } else {
+            // Its tick went on without it. The next one can be far, and what is ready depends on this.
+            self.end_tick(true);
         }
-        self.end_tick_if_done();
     }
 
     fn give_up_waiting(&mut self) {
@@ -298,18 +301,23 @@ impl Engine {
     fn end_tick_if_done(&mut self) {
         if self.tick.as_ref().is_some_and(|tick| tick.pending.is_empty()) {
             self.tick = None;
-            self.look_up_addresses();
-            self.books.end_tick(self.age());
-            self.tell_sources();
-            if !self.waiting.is_empty() || self.keeper.is_due() {
-                self.publish_now(Some(Instant::now()));
-            }
-            for waiter in self.waiting.drain(..) {
-                // Whoever gave up waiting needs no answer.
-                let _ = waiter.send(());
-            }
-            self.give_back_memory();
+            self.end_tick(false);
         }
+    }
+
+    /// All that was read is in the books. `wanted` says whether it is to be published although nobody asked.
+    fn end_tick(&mut self, wanted: bool) {
+        self.look_up_addresses();
+        self.books.end_tick(self.age());
+        self.tell_sources();
+        if wanted || !self.waiting.is_empty() || self.keeper.is_due() {
+            self.publish_now(Some(Instant::now()));
+        }
+        for waiter in self.waiting.drain(..) {
+            // Whoever gave up waiting needs no answer.
+            let _ = waiter.send(());
+        }
+        self.give_back_memory();
     }
 
     /// Gives back what reading the kernel's types and all rules for the first time has left, and again what has gathered.
@@ -394,16 +402,7 @@ impl Engine {
         if !self.books.index.wants_addresses() {
             return;
         }
-        let mut addresses: std::collections::HashMap<_, Vec<_>> = std::collections::HashMap::new();
-        for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
-            let Some(address) = interface.address else { continue };
-            let ip = address.as_sockaddr_in().map(|a| std::net::IpAddr::V4(a.ip()));
-            let ip = ip.or_else(|| address.as_sockaddr_in6().map(|a| std::net::IpAddr::V6(a.ip())));
-            if let Some(ip) = ip {
-                addresses.entry(interface.interface_name.into()).or_default().push(ip);
-            }
-        }
-        self.books.index.set_addresses(addresses);
+        self.books.index.set_addresses(addresses::of_interfaces());
     }
 }
 

@@ -89,6 +89,8 @@ pub struct Attributor {
     version: Option<u64>,
     /// Whether the agent was away since the last snapshot: nobody told what happened meanwhile.
     was_away: bool,
+    /// What was not known of snapshots that were held back since the last that was taken.
+    held_back: Option<Blind>,
     /// How many packets can be between two rules while counters are read.
     in_flight: u32,
     names_version: u64,
@@ -109,6 +111,16 @@ struct Blind {
 }
 
 impl Blind {
+    /// What is not known of two times together.
+    fn and(self, before: Self) -> Self {
+        Self {
+            unseen: self.unseen || before.unseen,
+            refutable: self.refutable && before.refutable,
+            gap: self.gap || before.gap,
+            first: self.first || before.first,
+        }
+    }
+
     fn blame(self) -> Blame {
         Blame::Nobody(if self.first { Cause::History } else { Cause::Rewrite })
     }
@@ -131,6 +143,7 @@ impl Attributor {
             snapshot: 0,
             version: None,
             was_away: false,
+            held_back: None,
             in_flight: 0,
             names_version: 0,
             accounts_version: 0,
@@ -178,12 +191,9 @@ impl Attributor {
         }
         self.adopt(snapshot.chains.iter().map(|reading| &reading.chain), blind);
         let may_hide = !blind.first && self.reconciler.may_hide(snapshot);
-        let circumstances = Circumstances {
-            first_sight: blind.first || snapshot.gap,
-            may_dip: snapshot.may_dip,
-            may_hide,
-            at: snapshot.at,
-        };
+        let held_back = self.reconciler.holds_back(snapshot);
+        let first_sight = blind.first || blind.gap;
+        let circumstances = Circumstances { first_sight, may_hide, held_back };
         for reading in &snapshot.chains {
             match self.reconciler.read(reading, circumstances) {
                 Some(delta) => self.book(&delta, blind, &mut attribution),
@@ -193,8 +203,9 @@ impl Attributor {
         for chain in snapshot.gone.iter().chain(&self.gone_while_away(snapshot)) {
             self.abandon(chain, blind);
         }
-        self.version = snapshot.version;
+        self.version = snapshot.version.filter(|_| !held_back);
         self.was_away = false;
+        self.held_back = held_back.then_some(blind);
         if blind.unseen {
             self.doubt_columns(blind);
         }
@@ -252,6 +263,7 @@ impl Attributor {
         let unseen = first || missed || unheard || lost || changed;
         let refutable = first || !(lost || missed);
         let blind = Blind { unseen, refutable, gap: missed || unheard, first };
+        let blind = self.held_back.take().map_or(blind, |before| blind.and(before));
         self.arriving = Arriving::of(snapshot, &self.shared, self.marks);
         self.widen();
         blind

@@ -104,3 +104,22 @@ fn what_was_told_while_a_tier_changed_is_charged_once() {
         assert_eq!(charged(&session.agent.charged, 0, deny(6)), 2, "{}", session.story.join("\n"));
     }
 }
+
+/// One chain was wiped, and while that waits to be believed there is a moment of zeros: what comes back after it was there.
+#[test]
+fn a_moment_of_zeros_after_a_fall_is_no_reset() {
+    let mut world = world(&["[p0:a p1:a] Drop"]);
+    world.apply(insert(0, 0, 2));
+    let mut session = Session::new(Legacy, world);
+    session.source = Source::new(true);
+    play_in(session, |s| {
+        s.read(&[], false)?;
+        s.send(&packet(0, &[allow(1)], 743));
+        s.settle()?;
+        s.op(&Op::Wipe(Some(0)))?;
+        s.op(&Op::Dip(1))?;
+        s.read_once(&[])?;
+        s.read_once(&[])?;
+        s.finish()
+    });
+}
