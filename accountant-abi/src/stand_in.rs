@@ -8,7 +8,7 @@ pub struct Case {
     pub rules: [u64; 4],
     /// How many of them.
     pub hits: u32,
-    /// What policy says: 1 to accept, 2 to deny.
+    /// What policy says: 1 to accept, 2 to deny, `FAILED` where it cannot be asked.
     pub said: i32,
     /// `SKIP`, `LATE_DROP`, `NO_POLICY`, `QOS`.
     pub flags: u32,
@@ -20,6 +20,8 @@ pub struct Case {
     pub padding: u32,
 }
 
+/// The policy program could not be called.
+pub const FAILED: i32 = 10;
 /// Accepted without asking policy.
 pub const SKIP: u32 = 1;
 /// Accepted by policy and then dropped.

@@ -9,7 +9,7 @@
 #![no_main]
 
 use accountant_abi::calico::{EGRESS, HookKey, INGRESS, Layout};
-use accountant_abi::stand_in::{Case, FOREIGN, GLOBALS, LATE_DROP, NO_POLICY, QOS, SKIP};
+use accountant_abi::stand_in::{Case, FAILED, FOREIGN, GLOBALS, LATE_DROP, NO_POLICY, QOS, SKIP};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::{classifier, map, xdp};
@@ -147,6 +147,10 @@ pub fn p4_policy(ctx: TcContext) -> i32 {
     }
     put(state, layout!(hits), case.hits);
     put(state, layout!(verdict), case.said);
+    if case.said == FAILED {
+        bump(&ctx, 10);
+        return TC_ACT_SHOT;
+    }
     // SAFETY: as above.
     unsafe { PROGRAMS.tail_call(&ctx, if case.said == 1 { 2 } else { 3 }) };
     TC_ACT_SHOT

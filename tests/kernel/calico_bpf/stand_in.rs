@@ -28,8 +28,9 @@ pub(crate) struct Version {
     pub(crate) counters: (&'static str, usize),
 }
 
-pub(crate) const VERSIONS: [Version; 5] = [
+pub(crate) const VERSIONS: [Version; 6] = [
     Version { state: ("cali_state2", 416), counters: ("cali_counters2", 112) },
+    Version { state: ("cali_state4", 464), counters: ("cali_counters2", 112) },
     Version { state: ("cali_state4", 480), counters: ("cali_counters2", 112) },
     Version { state: ("cali_state4", 488), counters: ("cali_counters3", 136) },
     Version { state: ("cali_state4", 488), counters: ("cali_counters5", 200) },
@@ -260,6 +261,12 @@ impl StandIn {
         let mut values: Vec<u64> = map.get(&rule, 0).unwrap().iter().copied().collect();
         values[0] += times;
         map.insert(rule, PerCpuValues::try_from(values).unwrap(), 0).unwrap();
+    }
+
+    /// Makes a counter for a rule that no packet has hit.
+    pub(crate) fn note(&self, rule: u64) {
+        let zeros = vec![0; aya::util::nr_cpus().unwrap()];
+        self.rule_counters().insert(rule, PerCpuValues::try_from(zeros).unwrap(), 0).unwrap();
     }
 
     /// Deletes the counters of all rules, as Felix does it when it starts.

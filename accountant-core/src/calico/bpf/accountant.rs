@@ -183,14 +183,27 @@ impl Accountant {
             }
             return vec![Key::Unattributed(self.id.source, Cause::NotRecorded)];
         };
-        let charged =
-            verdict.path.iter().enumerate().filter_map(|(place, id)| match self.names.meaning(*id) {
-                Some(meaning) => what(&meaning.decision).map(key),
-                None if place < last => None,
-                None if *id == RuleId::NONE => Some(key(self.undecided(way, place))),
-                None => Some(Key::Unattributed(self.id.source, Cause::UnknownRule)),
-            });
-        charged.collect()
+        let nobody = |cause| Key::Unattributed(self.id.source, cause);
+        let before = verdict.path[..last].iter().filter_map(|id| what(&self.names.meaning(*id)?.decision));
+        let mut keys: Vec<_> = before.map(key).collect();
+        let id = verdict.path[last];
+        let decision = self.names.meaning(id).map(|meaning| &meaning.decision);
+        let is_denied = verdict.outcome == Outcome::Denied;
+        let ends = if is_denied { PolicyAction::Deny } else { PolicyAction::Allow };
+        match decision.map(Decision::action) {
+            Some(action) if action == ends => keys.extend(decision.and_then(what).map(key)),
+            None if id == RuleId::NONE && is_denied => keys.push(key(self.undecided(way, last))),
+            // A tier goes on to the next. Where a host's interface has none left, that lets the packet through; else more
+            // rules were hit than Calico has room to note.
+            None | Some(PolicyAction::Pass) if decision.is_some() || id == RuleId::NONE => {
+                keys.extend(decision.and_then(what).map(key));
+                let is_cut = is_denied || way.0.kind == EndpointKind::Workload;
+                keys.extend(is_cut.then(|| nobody(Cause::NotRecorded)));
+            }
+            // Nothing explains it, or what does is of another rule that has had this number.
+            _ => keys.push(nobody(Cause::UnknownRule)),
+        }
+        keys
     }
 
     /// What dropped a packet where no rule did. Each tier before has left one number on the path, so the place tells the

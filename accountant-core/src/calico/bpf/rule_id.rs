@@ -57,6 +57,15 @@ pub enum Decision {
     EndOfTier { tier: TierName, action: PolicyAction },
 }
 
+impl Decision {
+    /// What is done with the packet.
+    pub fn action(&self) -> PolicyAction {
+        let (Self::Policy { action, .. } | Self::Profile { action, .. } | Self::EndOfTier { action, .. }) =
+            self;
+        *action
+    }
+}
+
 /// How many rules of a policy and direction are tried.
 const MOST_RULES: usize = 256;
 /// From how many characters on a text is shortened, and what is kept of it on both sides.

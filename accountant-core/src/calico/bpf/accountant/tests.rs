@@ -91,6 +91,30 @@ fn what_has_no_number_is_told_by_its_place() {
     check(&[(Outcome::Denied, &[], 2)], &[("not_recorded", 2)]);
 }
 
+/// Calico has room for 32 numbers of a packet: what comes after is not noted, and it is the last that decides.
+#[test]
+fn who_decided_behind_a_full_list_is_not_known() {
+    let mut path = vec![PASSES; 31];
+    path.push(ALLOWS);
+    let mut want = vec![("passes pass", 1); 31];
+    want.push(("allows allow", 1));
+    check(&[(Outcome::Allowed, &path, 1)], &want);
+    path[31] = PASSES;
+    want[31] = ("passes pass", 1);
+    want.push(("not_recorded", 1));
+    check(&[(Outcome::Allowed, &path, 1)], &want);
+    check(&[(Outcome::Denied, &path, 1)], &want);
+    path[31] = RuleId::NONE;
+    check(&[(Outcome::Allowed, &path, 1)], &[&want[..31], &want[32..]].concat());
+}
+
+/// A number that has had another meaning does not make a policy allow what was denied.
+#[test]
+fn what_contradicts_the_outcome_is_nobodys() {
+    check(&[(Outcome::Denied, &[PASSES, ALLOWS], 2)], &[("passes pass", 2), ("unknown_rule", 2)]);
+    check(&[(Outcome::Allowed, &[END], 2)], &[("unknown_rule", 2)]);
+}
+
 #[test]
 fn interfaces_of_the_host_without_policy_decide_nothing() {
     let host = (Endpoint { kind: EndpointKind::Host, interface: "lo".into() }, Direction::Ingress);
@@ -131,11 +155,12 @@ fn a_rule_without_a_name_is_waited_for_and_then_nobodys() {
     assert_eq!(accountant.unexplained().collect::<Vec<_>>(), [RuleId(99)]);
     // It gets a name: what comes from now on is charged to it.
     let mut renamed = program();
-    let meaning = renamed.meanings[&ALLOWS].clone();
+    let meaning = renamed.meanings[&END].clone();
     renamed.meanings.insert(RuleId(99), meaning);
     counted.programs.insert(way(), Some(Arc::new(renamed)));
     counted.counted.values_mut().for_each(|count| *count += Counter::new(1, 1));
-    assert_eq!(posted(&accountant.apply(&counted, &index)), [("allows allow".to_string(), 1)]);
+    let charged = accountant.apply(&counted, &index);
+    assert_eq!(posted(&charged), [("no policy of default".to_string(), 1)]);
     assert_eq!(accountant.unexplained().count(), 0);
 }
 
