@@ -12,9 +12,9 @@ use accountant_abi::calico::{EGRESS, HookKey, INGRESS, Layout};
 use accountant_abi::stand_in::{Case, FAILED, FOREIGN, GLOBALS, LATE_DROP, NO_POLICY, QOS, SKIP};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::generated::bpf_redirect;
-use aya_ebpf::macros::{classifier, map, xdp};
+use aya_ebpf::macros::{classifier, map, raw_tracepoint, xdp};
 use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap, ProgramArray};
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::programs::{RawTracePointContext, TcContext, XdpContext};
 use core::ptr::{read_volatile, write_volatile};
 
 const BYPASS: u32 = 0x0300_0000;
@@ -210,6 +210,18 @@ pub fn foreign(ctx: TcContext) -> i32 {
         Some(FOREIGN) => TC_ACT_SHOT,
         _ => TC_ACT_UNSPEC,
     }
+}
+
+/// Nothing, beside which others are measured.
+#[classifier]
+pub fn empty_tc(_: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+/// The same at a tracepoint.
+#[raw_tracepoint]
+pub fn empty_raw(_: RawTracePointContext) -> i32 {
+    0
 }
 
 #[inline(always)]

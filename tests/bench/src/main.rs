@@ -8,7 +8,9 @@
 //! * [`bare`]: the system calls that a reading needs at least, and nothing else;
 //! * [`polls`]: the sources of `accountant-dataplane` beside those and beside the tools;
 //! * [`in_place`]: polls that read counters in place, and what watching rewrites costs others;
+//! * [`beside`]: programs beside Calico's eBPF dataplane, the same way;
 //! * [`programs`]: programs in the packets' path, beside one that does nothing;
+//! * [`stand_in`]: what plays Calico's eBPF dataplane;
 //! * [`scrapes`]: rendering and compressing what is exported;
 //! * [`agent`]: memory and processor time of the real binary.
 
@@ -16,6 +18,7 @@
 
 mod agent;
 mod bare;
+mod beside;
 mod cost;
 mod in_place;
 mod machine;
@@ -26,6 +29,8 @@ mod report;
 mod rules;
 mod samples;
 mod scrapes;
+#[path = "../../kernel/calico_bpf/stand_in.rs"]
+mod stand_in;
 
 use accountant_lab::netns;
 use anyhow::{Context, Result};
@@ -110,6 +115,11 @@ fn measure(args: &Args, report: &mut Report) -> Result<()> {
                 programs::measure(backend, watched, effort, report)?;
             }
         }
+    }
+    if args.wants("calico-bpf/programs") {
+        let title = "calico-bpf: programs beside Calico's, over one of the same type that does nothing";
+        report.section("calico-bpf/programs", title);
+        beside::measure(effort, report)?;
     }
     for size in sizes {
         measure_size(args, *size, effort, report)?;

@@ -306,7 +306,14 @@ fn zero<const N: usize>(map: Map, key: HookKey) {
     }
 }
 
-fn attach(ebpf: &mut Ebpf, name: &str, interface: &str, at: TcAttachType, order: LinkOrder) -> FdLink {
+/// Attaches a program of an object to a hook.
+pub(crate) fn attach(
+    ebpf: &mut Ebpf,
+    name: &str,
+    interface: &str,
+    at: TcAttachType,
+    order: LinkOrder,
+) -> FdLink {
     let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
     program.load().unwrap();
     let id = program.attach_with_options(interface, at, TcAttachOptions::TcxOrder(order)).unwrap();
