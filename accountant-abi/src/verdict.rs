@@ -11,7 +11,7 @@ use crate::Traffic;
 
 /// The version of all this. Maps of another version than the agent's are of no use to it: whoever changes a record, a map or
 /// its meaning makes it one more.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// How many rules a list can watch: the bits of a mask.
 pub const MAX_RULES: usize = 64;
@@ -210,6 +210,27 @@ pub struct Flow {
 }
 
 const _: () = assert!(size_of::<Flow>() == 32);
+
+/// The first packet of a flow, as it is dropped.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowEvent {
+    /// The flow.
+    pub key: FlowKey,
+    /// When, in nanoseconds of the monotonic clock.
+    pub at: u64,
+    /// The packet's length.
+    pub length: u64,
+}
+
+const _: () = assert!(size_of::<FlowEvent>() == 72);
+
+/// What there is no room for: packets of flows in the table of flows.
+pub const FLOWS_LOST: u32 = 0;
+/// Flows in the ring buffer that tells of each at once.
+pub const EVENTS_LOST: u32 = 1;
+/// How many of them there are.
+pub const LOSSES: u32 = 2;
 
 /// What became of a packet: it went on beyond the chain.
 pub const ACCEPTED: usize = 0;

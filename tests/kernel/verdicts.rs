@@ -7,7 +7,7 @@ use accountant_core::watch::{ChainVerdicts, Went};
 use accountant_core::{ChainName, Counter, IpVersion, Table};
 use accountant_dataplane::in_place::CannotHere;
 use accountant_dataplane::iptables_legacy::{IptablesLegacy, Settings};
-use accountant_dataplane::kernel::{DeniedFlow, Programs};
+use accountant_dataplane::kernel::{DeniedFlow, News, Programs};
 use accountant_dataplane::nftables::Nftables;
 use accountant_dataplane::{Poll, RuleSource, Wanted};
 use accountant_lab::Node;
@@ -242,6 +242,52 @@ fn two_agents_do_not_attach_their_programs_twice() {
             assert_eq!(second.reason(), Some(CannotHere::AnotherAgent));
             drop(first);
             Witnessed::new(&node, Backend::Nft);
+        })
+        .unwrap();
+}
+
+/// Flows come faster than they are taken: each is told or counted as lost, and the packets' own counts miss nothing.
+#[test]
+fn flows_that_nobody_takes_are_counted() {
+    const SOURCES: u16 = 64;
+    const PORTS: u16 = 101;
+    let flows = u64::from(SOURCES) * u64::from(PORTS);
+    let scenario = demo();
+    let node = scenario.node().unwrap();
+    felix_writes(&scenario, &node, Backend::Nft);
+    let web = node.pod("shop", "web").unwrap().v4().unwrap();
+    let client = &node.pod("default", "client").unwrap().netns;
+    node.host()
+        .enter(|| {
+            let mut witnessed = Witnessed::new(&node, Backend::Nft);
+            let (tells, told) = std::sync::mpsc::sync_channel(0);
+            let listening = witnessed.programs.listen(move |news| tells.send(news).is_ok()).unwrap();
+            let flood = Flood {
+                flows: SOURCES,
+                ports: PORTS,
+                until: Until::Packets(flows),
+                ..Flood::new(web, 20_000)
+            };
+            assert_eq!(flood.run(client).unwrap().lost, 0);
+            let (mut heard, mut lost) = (0, 0);
+            while heard + lost < flows {
+                let News { flows, lost: more } = told.recv_timeout(Duration::from_secs(60)).unwrap();
+                assert!(flows.iter().all(|flow| flow.path.is_some() && flow.counter.packets == 1));
+                heard += flows.len() as u64;
+                lost += more;
+            }
+            assert_eq!(heard + lost, flows);
+            assert!(heard > 1000 && lost > 1000, "{heard} and {lost}");
+            drop(listening);
+            let (_, seen) = witnessed.read();
+            let denied = &witnessed.last.as_ref().unwrap().denied;
+            assert_eq!((denied.lost, denied.events_lost), (0, lost));
+            assert_eq!(denied.flows.len() as u64, flows);
+            assert_eq!(seen.values().map(|around| went(&around.after, Went::Nowhere)).sum::<u64>(), flows);
+            // Nobody listens: nothing is told, and nothing lost.
+            flood.run(client).unwrap();
+            witnessed.read();
+            assert_eq!(witnessed.last.as_ref().unwrap().denied.events_lost, lost);
         })
         .unwrap();
 }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod detach;
+mod follow;
 pub mod run;
 pub mod show;
 

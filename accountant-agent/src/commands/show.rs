@@ -1,6 +1,6 @@
 //! `accountant show`: the accounts, from a running agent or read directly.
 
-use super::{datastore, first_look, sources};
+use super::{datastore, first_look, follow, sources};
 use crate::config::{KernelPrograms, Process, ProgramArgs, ShowArgs, SourceArgs};
 use crate::engine::kept::Keeper;
 use crate::engine::{Engine, Settings};
@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::io::{self, Write};
@@ -33,13 +34,12 @@ pub fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
 async fn print(args: &ShowArgs) -> anyhow::Result<()> {
     let mut direct = None;
     let agents = args.agent.map_or_else(|| args.listening.reached_at(), |agent| vec![agent]);
+    if args.follow {
+        return follow::follow(&agents, args.json).await;
+    }
     loop {
         let object = match (&direct, args.direct) {
-            _ if args.denied => ask_any(&agents, "/denied").await?.ok_or_else(|| {
-                let agents: Vec<_> = agents.iter().map(ToString::to_string).collect();
-                let agents = agents.join(", ");
-                anyhow!("no agent answers at {agents} (--agent): only a running one sees denied flows")
-            })?,
+            _ if args.denied => ask_any(&agents, "/denied").await?.ok_or_else(|| nobody(&agents))?,
             (None, false) => match ask_any(&agents, "/accounts").await? {
                 Some(object) => object,
                 None => read(args, &mut direct).await?,
@@ -74,16 +74,32 @@ async fn ask_any(agents: &[SocketAddr], path: &str) -> anyhow::Result<Option<Val
     Ok(None)
 }
 
+/// Where denied flows cannot be asked for.
+pub(super) fn nobody(agents: &[SocketAddr]) -> anyhow::Error {
+    let agents: Vec<_> = agents.iter().map(ToString::to_string).collect();
+    let agents = agents.join(", ");
+    anyhow!("no agent answers at {agents} (--agent): only a running one sees denied flows")
+}
+
+/// Connects to an agent. Nothing if none runs there.
+pub(super) async fn connect(agent: SocketAddr) -> anyhow::Result<Option<SendRequest<Empty<Bytes>>>> {
+    let connect = async {
+        let stream = match TcpStream::connect(agent).await {
+            Ok(stream) => stream,
+            Err(error) if is_nobody(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok::<_, anyhow::Error>(Some(sender))
+    };
+    connect.await.with_context(|| format!("asking the agent at {agent} (--agent)"))
+}
+
 /// Asks an agent. Nothing if none runs there.
 async fn ask(agent: SocketAddr, path: &str) -> anyhow::Result<Option<Value>> {
-    let stream = match TcpStream::connect(agent).await {
-        Ok(stream) => stream,
-        Err(error) if is_nobody(&error) => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("asking the agent at {agent} (--agent)")),
-    };
+    let Some(mut sender) = connect(agent).await? else { return Ok(None) };
     let asking = async {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
         let request = Request::get(path).header("host", agent.to_string());
         let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
         let status = response.status();

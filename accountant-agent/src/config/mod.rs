@@ -14,19 +14,20 @@ mod node;
 mod programs;
 mod proxy;
 pub mod setting;
+mod show;
 mod surroundings;
 
 pub use datastore::Datastore;
 pub use error::ConfigError;
 pub use listen::ListenArgs;
 pub use programs::{DetachArgs, KernelPrograms, PinArgs, ProgramArgs};
+pub use show::ShowArgs;
 pub use surroundings::{Process, Surroundings};
 
 use accountant_dataplane::bird::Socket;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use felix::Felix;
 use setting::{Given, Origin, Setting};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -215,38 +216,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// Arguments of `show`.
-#[derive(Debug, Args)]
-pub struct ShowArgs {
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
-    /// Print again and again.
-    #[arg(long)]
-    pub watch: bool,
-    /// Also show accounts in which nothing was counted; JSON has them anyway.
-    #[arg(long)]
-    pub all: bool,
-    /// Print the flows that were denied lately, with the policies that denied them, as the running agent saw them.
-    #[arg(long, conflicts_with_all = ["all", "direct"])]
-    pub denied: bool,
-    /// The agent to ask. Default: where one of the same environment listens on this host.
-    #[arg(long, env = "ACCOUNTANT_AGENT", value_name = "ADDR:PORT")]
-    pub agent: Option<SocketAddr>,
-    /// Where it listens.
-    #[command(flatten)]
-    pub listening: ListenArgs,
-    /// Read the counters directly even if an agent runs.
-    #[arg(long)]
-    pub direct: bool,
-    /// Where names come from, when read directly.
-    #[command(flatten)]
-    pub names: NameArgs,
-    /// What is counted, when read directly.
-    #[command(flatten)]
-    pub sources: SourceArgs,
 }
 
 /// Arguments of `check`.

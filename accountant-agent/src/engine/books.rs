@@ -6,9 +6,9 @@
 use accountant_core::attribute::Compared;
 use accountant_core::calico::bpf::Totals;
 use accountant_core::index::Index;
-use accountant_core::ledger::{Cause, Key, Ledger, Posting, What};
+use accountant_core::ledger::{AccountKey, Cause, Key, Ledger, Posting, What};
 use accountant_core::snapshot::{Source, TableId};
-use accountant_core::view::{View, Viewer};
+use accountant_core::view::{View, Viewer, labels};
 use accountant_core::watch::{Fate, Path, Went};
 use accountant_core::{IpVersion, Table};
 use accountant_dataplane::kernel::{Denied, DeniedFlow};
@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::book::{Book, Charger};
-use super::denied::{DeniedFlows, DeniedView};
+use super::denied::{self, DeniedFlows, DeniedView, Entry};
 use super::overlap::{self, Overlap};
 use super::seen::{self, Seen};
 
@@ -145,22 +145,32 @@ impl Books {
 
     /// Takes the flows that were dropped since the last reading.
     pub(super) fn take_denied(&mut self, poll: &mut Poll) {
-        let Denied { flows, lost } = std::mem::take(&mut poll.denied);
-        let (tables, index) = (&self.tables, &self.index);
-        let decided = |flow: &DeniedFlow| {
-            if flow.elsewhere {
-                return seen::account(flow.table, &flow.chain, false, Fate::Elsewhere);
-            }
-            let (list, moved) = flow.path.as_ref()?;
-            let Path::Decided(decisions) = list.decode(*moved, Went::Nowhere) else { return None };
-            let Charger::Rules(attributor) = &tables.get(&flow.table)?.by else { return None };
-            attributor.account_of(&flow.chain, decisions.last()?, index)
+        let Denied { flows, lost, events_lost } = std::mem::take(&mut poll.denied);
+        let flows: Vec<_> = flows.into_iter().map(|flow| (self.denied_by(&flow), flow)).collect();
+        self.denied.take(flows, lost, events_lost);
+    }
+
+    /// Flows with the labels of what dropped them: of their endpoint alone where no policy is known to have.
+    pub(super) fn name_all(&self, flows: Vec<DeniedFlow>) -> Vec<Entry> {
+        let begun = denied::begun();
+        let name = |flow: DeniedFlow| {
+            let unknown = || seen::account(flow.table, &flow.chain, false, Fate::Dropped);
+            let account = self.denied_by(&flow).or_else(unknown)?;
+            let (flow, dropped) = denied::charged(account, flow, begun);
+            Some((labels(&flow.account, &self.index).1, flow, dropped))
         };
-        let flows = flows.into_iter().map(|flow| {
-            let account = decided(&flow);
-            (flow, account)
-        });
-        self.denied.take(flows, lost);
+        flows.into_iter().filter_map(name).collect()
+    }
+
+    /// What dropped a flow, as far as that is known.
+    fn denied_by(&self, flow: &DeniedFlow) -> Option<AccountKey> {
+        if flow.elsewhere {
+            return seen::account(flow.table, &flow.chain, false, Fate::Elsewhere);
+        }
+        let (list, moved) = flow.path.as_ref()?;
+        let Path::Decided(decisions) = list.decode(*moved, Went::Nowhere) else { return None };
+        let Charger::Rules(attributor) = &self.tables.get(&flow.table)?.by else { return None };
+        attributor.account_of(&flow.chain, decisions.last()?, &self.index)
     }
 
     /// The shared chains that the next reading of a source should contain.
@@ -363,7 +373,7 @@ impl Books {
     /// What the programs in the kernel found no room to tell, by kind; nothing until they saw anything.
     pub(super) fn lost_events(&self) -> BTreeMap<&'static str, u64> {
         let sees = !self.seen.packets().is_empty();
-        sees.then(|| ("denied_flow", self.denied.lost_in_the_kernel())).into_iter().collect()
+        if sees { self.denied.lost_in_the_kernel() } else { BTreeMap::new() }
     }
 
     /// Flows that were dropped lately.

@@ -7,7 +7,7 @@ use accountant_core::index::Index;
 use accountant_core::ledger::AccountKey;
 use accountant_core::view::{Label, labels};
 use accountant_dataplane::kernel::{DeniedFlow, clock};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -41,11 +41,14 @@ pub struct Dropped {
     pub last: SystemTime,
 }
 
+/// A flow with the labels of the account that it was charged to.
+pub type Entry = (Vec<Label>, Flow, Dropped);
+
 /// The flows as they are published: the last one first.
 #[derive(Clone, Debug, Default)]
 pub struct DeniedView {
-    /// Each with the labels of the account that it was charged to.
-    pub flows: Arc<Vec<(Vec<Label>, Flow, Dropped)>>,
+    /// The flows.
+    pub flows: Arc<Vec<Entry>>,
     /// Packets that are in none.
     pub lost: u64,
 }
@@ -56,49 +59,41 @@ pub(super) struct DeniedFlows {
     flows: HashMap<Flow, Dropped>,
     /// Packets of flows that there was no room for in the kernel, or of which it is not known what dropped them.
     lost: u64,
-    /// What the kernel had lost when it was last asked.
-    lost_before: u64,
-    /// What it has lost in all.
-    lost_in_the_kernel: u64,
+    /// What the kernel has lost: packets of flows, and flows that could not be told at once.
+    packets: Lost,
+    events: Lost,
     /// The view, while nothing changed since it was made.
     view: Option<DeniedView>,
 }
 
 impl DeniedFlows {
-    /// Takes what was dropped since, with what did it where that is known.
+    /// Takes what was dropped since, with what did it where that is known, and what the kernel has lost so far.
     pub(super) fn take(
         &mut self,
-        dropped: impl Iterator<Item = (DeniedFlow, Option<AccountKey>)>,
+        dropped: Vec<(Option<AccountKey>, DeniedFlow)>,
         lost: u64,
+        events_lost: u64,
     ) {
-        // Less than before are those of other programs.
-        let more = lost.checked_sub(self.lost_before).unwrap_or(lost);
-        self.lost = self.lost.saturating_add(more);
-        self.lost_in_the_kernel = self.lost_in_the_kernel.saturating_add(more);
-        self.lost_before = lost;
-        // What the monotonic clock was at the beginning of 1970, for a clock that nobody sets.
-        let begun = SystemTime::now().checked_sub(clock()).unwrap_or(SystemTime::UNIX_EPOCH);
-        for (flow, account) in dropped {
+        self.lost = self.lost.saturating_add(self.packets.note(lost));
+        self.events.note(events_lost);
+        let begun = begun();
+        for (account, flow) in dropped {
             let Some(account) = account else {
                 self.lost = self.lost.saturating_add(flow.counter.packets);
                 continue;
             };
-            let DeniedFlow { source, destination, protocol, ports, counter, .. } = flow;
-            let (first, last) = (begun + flow.first, begun + flow.last);
+            let (flow, dropped) = charged(account, flow, begun);
             self.view = None;
-            let known = self
-                .flows
-                .entry(Flow { account, source, destination, protocol, ports })
-                .or_insert(Dropped { counter: Counter::ZERO, first, last });
-            known.counter += counter;
-            known.last = known.last.max(last);
+            let known = self.flows.entry(flow).or_insert(Dropped { counter: Counter::ZERO, ..dropped });
+            known.counter += dropped.counter;
+            known.last = known.last.max(dropped.last);
         }
         self.forget_the_oldest();
     }
 
-    /// Packets of flows that there was no room for in the kernel.
-    pub(super) fn lost_in_the_kernel(&self) -> u64 {
-        self.lost_in_the_kernel
+    /// What there was no room for in the kernel, by kind.
+    pub(super) fn lost_in_the_kernel(&self) -> BTreeMap<&'static str, u64> {
+        [("denied_flow", self.packets.all), ("denied_event", self.events.all)].into()
     }
 
     fn forget_the_oldest(&mut self) {
@@ -126,6 +121,37 @@ impl DeniedFlows {
         };
         self.view.insert(DeniedView { flows, lost: self.lost }).clone()
     }
+}
+
+/// What was lost, over all programs there were.
+#[derive(Debug, Default)]
+struct Lost {
+    all: u64,
+    /// What it was when it was last asked for.
+    before: u64,
+}
+
+impl Lost {
+    /// Returns what is new.
+    fn note(&mut self, now: u64) -> u64 {
+        // Less than before are those of other programs.
+        let more = now.checked_sub(self.before).unwrap_or(now);
+        self.before = now;
+        self.all = self.all.saturating_add(more);
+        more
+    }
+}
+
+/// When the monotonic clock began, for a clock that nobody sets.
+pub(super) fn begun() -> SystemTime {
+    SystemTime::now().checked_sub(clock()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// A flow and what was dropped of it, in the time of people.
+pub(super) fn charged(account: AccountKey, flow: DeniedFlow, begun: SystemTime) -> (Flow, Dropped) {
+    let DeniedFlow { source, destination, protocol, ports, counter, .. } = flow;
+    let dropped = Dropped { counter, first: begun + flow.first, last: begun + flow.last };
+    (Flow { account, source, destination, protocol, ports }, dropped)
 }
 
 #[cfg(test)]
@@ -171,9 +197,10 @@ mod tests {
     #[test]
     fn flows_add_up_and_what_is_lost_is_counted_once() {
         let mut denied = DeniedFlows::default();
-        denied.take([(flow(1, 2, 5), Some(account())), (flow(2, 1, 5), None)].into_iter(), 4);
-        denied.take([(flow(1, 3, 9), Some(account()))].into_iter(), 4);
-        assert_eq!((denied.flows.len(), denied.lost, denied.lost_in_the_kernel()), (1, 5, 4));
+        denied.take(vec![(Some(account()), flow(1, 2, 5)), (None, flow(2, 1, 5))], 4, 7);
+        denied.take(vec![(Some(account()), flow(1, 3, 9))], 4, 2);
+        assert_eq!((denied.flows.len(), denied.lost), (1, 5));
+        assert_eq!(denied.lost_in_the_kernel(), [("denied_flow", 4), ("denied_event", 9)].into());
         let dropped = denied.flows.values().next().unwrap();
         assert_eq!(dropped.counter, Counter::new(5, 500));
         let seconds = dropped.last.duration_since(dropped.first).unwrap().as_secs_f64();
@@ -183,8 +210,8 @@ mod tests {
     #[test]
     fn the_last_ones_are_kept() {
         let mut denied = DeniedFlows::default();
-        let many = (0..MOST as u16 + 1).map(|n| (flow(n + 1, 1, u64::from(n) + 1), Some(account())));
-        denied.take(many, 0);
+        let many = (0..MOST as u16 + 1).map(|n| (Some(account()), flow(n + 1, 1, u64::from(n) + 1)));
+        denied.take(many.collect(), 0, 0);
         assert!(denied.flows.len() <= MOST && denied.flows.len() >= MOST / 2 - 1);
         assert!(denied.flows.keys().any(|flow| flow.ports == Some((MOST as u16 + 1, 53))));
         assert!(!denied.flows.keys().any(|flow| flow.ports == Some((1, 53))));

@@ -9,6 +9,8 @@ pub mod aside;
 mod book;
 mod books;
 pub mod denied;
+pub mod follow;
+mod handle;
 pub mod kept;
 mod overlap;
 mod seen;
@@ -17,6 +19,8 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
+pub use handle::{Handle, Published};
+
 use accountant_core::snapshot::Source;
 use accountant_core::view::View;
 use accountant_dataplane::kernel::Programs;
@@ -24,6 +28,8 @@ use accountant_dataplane::source::Note;
 use accountant_datastore::Subscription;
 use books::Books;
 use denied::DeniedView;
+use follow::Following;
+use handle::Request;
 use kept::Keeper;
 use sources::{Report, SourceThread, Sources};
 use status::{DatastoreStatus, KernelStatus, SourceStatus, Status};
@@ -44,19 +50,6 @@ const NAMES_AT_ONCE: usize = 1000;
 /// How often memory that is free is given back.
 const GIVE_BACK: Duration = Duration::from_secs(3600);
 
-/// What the engine publishes.
-#[derive(Clone, Debug)]
-pub struct Published {
-    /// The accounts.
-    pub view: View,
-    /// How sources and datastore are doing.
-    pub status: Status,
-    /// Flows that were dropped lately, with labels of who dropped them.
-    pub denied: DeniedView,
-    /// When the counters were read, on the monotonic clock. Nothing before the first tick has ended.
-    pub at: Option<Instant>,
-}
-
 /// How the engine runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -64,38 +57,6 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// How long accounts that nothing posts to are shown.
     pub grace: Duration,
-}
-
-/// How others talk to the engine.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    requests: mpsc::Sender<oneshot::Sender<()>>,
-    published: watch::Receiver<Arc<Published>>,
-}
-
-impl Handle {
-    /// A handle on something that is published once and for all, without an engine.
-    pub fn fixed(published: Published) -> Self {
-        let (requests, _) = mpsc::channel(1);
-        let (_, published) = watch::channel(Arc::new(published));
-        Self { requests, published }
-    }
-
-    /// What is published now.
-    pub fn latest(&self) -> Arc<Published> {
-        self.published.borrow().clone()
-    }
-
-    /// What is published, after a tick if it is older than `max_age`.
-    pub async fn fresh(&self, max_age: Duration) -> Arc<Published> {
-        if self.latest().at.is_none_or(|at| at.elapsed() > max_age) {
-            let (answer, answered) = oneshot::channel();
-            if self.requests.send(answer).await.is_ok() {
-                let _ = answered.await;
-            }
-        }
-        self.latest()
-    }
 }
 
 /// A tick that is under way.
@@ -115,7 +76,7 @@ pub struct Engine {
     settings: Settings,
     threads: BTreeMap<Source, SourceThread>,
     reports: mpsc::Receiver<Report>,
-    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    requests: mpsc::Receiver<Request>,
     publish: watch::Sender<Arc<Published>>,
     datastore: Option<Subscription>,
     books: Books,
@@ -126,6 +87,7 @@ pub struct Engine {
     /// Sources whose thread is at work.
     busy: HashSet<Source>,
     tick: Option<Tick>,
+    following: Following,
     waiting: Vec<oneshot::Sender<()>>,
     keeper: Keeper,
     /// Whether the books have changed since they were kept.
@@ -184,6 +146,7 @@ impl Engine {
             names,
             busy: HashSet::new(),
             tick: None,
+            following: Following::default(),
             waiting: Vec::new(),
             keeper,
             changed: false,
@@ -204,14 +167,17 @@ impl Engine {
             tokio::select! {
                 Some(report) = self.reports.recv() => self.take(report),
                 request = self.requests.recv() => match request {
-                    Some(request) => {
-                        self.waiting.push(request);
+                    Some(Request::Tick(answer)) => {
+                        self.waiting.push(answer);
                         self.begin_tick();
                     }
+                    // Whoever gave up waiting does not follow.
+                    Some(Request::Follow(answer)) => _ = answer.send(self.following.add(&self.programs)),
                     None => return,
                 },
                 _ = interval.tick() => self.begin_tick(),
                 () = sleep_until(deadline) => self.give_up_waiting(),
+                news = self.following.next() => self.following.tell(news, &self.books),
                 news = next_name(&mut self.datastore) => self.take_names(news),
             }
         }
@@ -310,6 +276,7 @@ impl Engine {
         self.look_up_addresses();
         self.books.end_tick(self.age());
         self.tell_sources();
+        self.following.end_if_alone();
         if wanted || !self.waiting.is_empty() || self.keeper.is_due() {
             self.publish_now(Some(Instant::now()));
         }

@@ -1,10 +1,10 @@
-//! Flows that were dropped lately, as JSON (`/denied`) and as a table.
+//! Flows that were dropped lately, as JSON (`/denied`) and as a table; and as they are dropped, each a line of JSON
+//! (`/denied/follow`) or for people.
 //!
 //! One entry a flow, the last one first: times, who and whom, how much, and the labels of the account that it was charged to.
 
 use super::table;
-use crate::engine::denied::{DeniedView, Dropped, Flow};
-use accountant_core::view::Label;
+use crate::engine::denied::{DeniedView, Entry};
 use comfy_table::Table;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime};
@@ -18,7 +18,8 @@ pub fn json(denied: &DeniedView) -> Value {
     json!({ "version": super::json::VERSION, "flows": flows, "lost_packets": denied.lost })
 }
 
-fn entry((labels, flow, dropped): &(Vec<Label>, Flow, Dropped)) -> Value {
+/// A flow as JSON.
+pub fn entry((labels, flow, dropped): &Entry) -> Value {
     let mut fields = Map::new();
     let seconds = |time: SystemTime| {
         time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
@@ -37,6 +38,11 @@ fn entry((labels, flow, dropped): &(Vec<Label>, Flow, Dropped)) -> Value {
     fields.extend(labels.iter().map(|(name, value)| (name.to_string(), Value::from(&**value))));
     fields.insert("interface".into(), flow.account.endpoint.interface.as_str().into());
     Value::Object(fields)
+}
+
+/// Flows that were denied and that a follower is not told, as JSON.
+pub fn lost(flows: u64) -> Value {
+    json!({ "lost": flows })
 }
 
 /// The usual names of protocols that have one.
@@ -70,30 +76,61 @@ pub fn render(object: &Value, now: SystemTime) -> String {
 }
 
 fn row(flow: &Value, now: SystemTime) -> [String; 8] {
-    let field = |name: &str| flow[name].as_str().unwrap_or_default().to_string();
     let age = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
         - flow["last"].as_f64().unwrap_or(0.0);
-    let end = |address: &str, port: &str| match (flow[port].as_u64(), field(address)) {
-        (Some(port), address) if address.contains(':') => format!("[{address}]:{port}"),
-        (Some(port), address) => format!("{address}:{port}"),
-        (None, address) => address,
-    };
-    let (by, _) = match field("verdict").as_str() {
-        "dropped_elsewhere" => ("no policy: another rule of the packet filter".into(), String::new()),
-        _ => table::decided_by(flow),
-    };
-    let tier = field("tier");
-    let by = if tier.is_empty() { by } else { format!("{by} (tier {tier})") };
     [
         format!("{:.0}s ago", age.max(0.0)),
         flow["packets"].as_u64().unwrap_or(0).to_string(),
-        field("protocol"),
-        end("source", "source_port"),
-        end("destination", "destination_port"),
+        field(flow, "protocol"),
+        end(flow, "source", "source_port"),
+        end(flow, "destination", "destination_port"),
         table::workload(flow),
-        field("direction"),
-        by,
+        field(flow, "direction"),
+        by(flow),
     ]
+}
+
+/// The object of [`entry`] or [`lost`] for people, as a line without its end.
+pub fn line(flow: &Value) -> String {
+    if let Some(flows) = flow["lost"].as_u64() {
+        return format!("{flows} more were denied and cannot be told: they come too fast");
+    }
+    let at = Duration::try_from_secs_f64(flow["first"].as_f64().unwrap_or(0.0)).unwrap_or_default();
+    format!(
+        "{} {} {} -> {} {} {} by {}",
+        humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + at),
+        field(flow, "protocol"),
+        end(flow, "source", "source_port"),
+        end(flow, "destination", "destination_port"),
+        table::workload(flow),
+        field(flow, "direction"),
+        by(flow),
+    )
+}
+
+fn field(flow: &Value, name: &str) -> String {
+    flow[name].as_str().unwrap_or_default().to_string()
+}
+
+fn end(flow: &Value, address: &str, port: &str) -> String {
+    match (flow[port].as_u64(), field(flow, address)) {
+        (Some(port), address) if address.contains(':') => format!("[{address}]:{port}"),
+        (Some(port), address) => format!("{address}:{port}"),
+        (None, address) => address,
+    }
+}
+
+/// Who denied it.
+fn by(flow: &Value) -> String {
+    let by = match field(flow, "verdict").as_str() {
+        "dropped_elsewhere" => "no policy: another rule of the packet filter".into(),
+        "dropped" if flow["state"].is_string() => {
+            "a policy that is not known: rules are being replaced".into()
+        }
+        _ => table::decided_by(flow).0,
+    };
+    let tier = field(flow, "tier");
+    if tier.is_empty() { by } else { format!("{by} (tier {tier})") }
 }
 
 #[cfg(test)]
@@ -118,5 +155,19 @@ mod tests {
             "10s ago 7 udp [fd00::2]:40000 [fd00::3]:53 shop/web ingress NetworkPolicy shop/p (tier default)";
         assert_eq!(words, line);
         assert_eq!(lines[2], "3 denied packets are in none of these flows");
+    }
+
+    #[test]
+    fn a_flow_is_a_line_while_it_happens() {
+        let mut flow = json!({
+            "first": 90.25, "source": "10.0.0.2", "destination": "10.0.0.3", "protocol": "icmp", "namespace": "shop",
+            "pod": "web", "direction": "egress", "tier": "t", "policy_kind": "GlobalNetworkPolicy", "policy": "p",
+        });
+        let start = "1970-01-01T00:01:30.250Z icmp 10.0.0.2 -> 10.0.0.3 shop/web egress by";
+        assert_eq!(line(&flow), format!("{start} GlobalNetworkPolicy p (tier t)"));
+        flow["tier"].take();
+        (flow["state"], flow["verdict"]) = ("new".into(), "dropped".into());
+        assert!(line(&flow).ends_with("by a policy that is not known: rules are being replaced"));
+        assert!(line(&lost(7)).starts_with("7 more were denied"));
     }
 }

@@ -1,4 +1,5 @@
-//! Flows that were dropped in the packet filter, as the programs note them and as sources hand them over.
+//! Flows that were dropped in the packet filter, as the programs note them and as sources hand them over: all of them when
+//! the rules are read, and the first packet of each as it is dropped ([`Events`]).
 //!
 //! Invariant: total. A record that is cut short is left out.
 
@@ -9,8 +10,9 @@ use accountant_core::snapshot::TableId;
 use accountant_core::watch::WatchList;
 use accountant_core::{ChainName, Counter};
 use accountant_sys::bpf;
+use aya::maps::{MapData, RingBuf};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +62,39 @@ pub(super) struct Record {
 
 const KEY: usize = size_of::<FlowKey>();
 const VALUE: usize = size_of::<Flow>();
+
+/// The ring buffer of flows that are dropped, as it happens.
+pub(super) struct Events(RingBuf<MapData>);
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+impl Events {
+    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
+        Self(ring)
+    }
+
+    /// Ready when there are any.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Takes the next ones out, `most` at once.
+    pub(super) fn take(&mut self, most: usize) -> Vec<Record> {
+        std::iter::from_fn(|| self.0.next().map(|record| event(&record))).take(most).flatten().collect()
+    }
+}
+
+/// The record of one packet.
+fn event(record: &[u8]) -> Option<Record> {
+    let word = |place: usize| record.get(place..place + 8);
+    let (at, length) = (word(KEY)?, word(KEY + 8)?);
+    let value = [&1u64.to_ne_bytes(), length, at, at].concat();
+    self::record(record.get(..KEY)?, &value)
+}
 
 /// Takes all flows out of the map.
 pub(super) fn take(map: BorrowedFd<'_>) -> Result<Vec<Record>, CannotHere> {
@@ -115,6 +150,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use accountant_abi::verdict::FlowEvent;
 
     #[test]
     fn records_of_both_ip_versions_and_of_any_length() {
@@ -142,5 +178,15 @@ mod tests {
             assert_eq!(record(&key[..length], &value), None, "{length}");
         }
         assert_eq!(record(&key, &value[..VALUE - 1]), None);
+    }
+
+    #[test]
+    fn the_record_of_a_packet_is_a_flow_of_one() {
+        let event = FlowEvent { at: 7, length: 60, ..FlowEvent::default() };
+        let words = [0, 0, 0, 0, 0, 0, 0, event.at, event.length];
+        let bytes: Vec<u8> = words.iter().flat_map(|word: &u64| word.to_ne_bytes()).collect();
+        let found = super::event(&bytes).unwrap();
+        assert_eq!((found.counter, found.first, found.last), (Counter::new(1, 60), 7, 7));
+        assert_eq!(super::event(&bytes[..bytes.len() - 1]), None);
     }
 }

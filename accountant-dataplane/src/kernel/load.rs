@@ -3,13 +3,14 @@
 //! aya makes the maps. It does not know programs of the packet filter, so the object is parsed once more, its references to
 //! maps are resolved, and each call of the kernel's function that reads memory safely gets that function's number.
 
+use super::flows::Events;
 use super::pins::Links;
 use super::places::Kernel;
 use crate::in_place::reason::Host;
 use crate::in_place::{CannotHere, chain, mapping};
 use accountant_sys::bpf::{self, Kind, Runs};
 use accountant_sys::mapping::Mapping;
-use aya::maps::{Map, MapData};
+use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_obj::Object;
@@ -40,8 +41,19 @@ const HOOKS: [(u32, &str); 3] = [(1, "local in"), (2, "forward"), (3, "local out
 const FAMILIES: [(u32, &str); 2] = [(2, "IPv4"), (10, "IPv6")];
 
 /// Maps that an agent leaves to the next one.
-const KEPT: [&str; 9] =
-    ["FLOWS", "INTERFACES", "LISTS", "LOST", "OWNERS", "PATHS", "PROCESSORS", "TOTALS", "WATCH"];
+const KEPT: [&str; 11] = [
+    "EVENTS",
+    "FLOWS",
+    "INTERFACES",
+    "LISTENING",
+    "LISTS",
+    "LOST",
+    "OWNERS",
+    "PATHS",
+    "PROCESSORS",
+    "TOTALS",
+    "WATCH",
+];
 
 /// The programs that packets pass.
 const PROGRAMS: [&str; 3] = ["dropped", "after", "before"];
@@ -60,6 +72,8 @@ pub(super) struct Sizes {
     pub(super) paths: u32,
     /// Flows that were dropped since they were last looked at.
     pub(super) flows: u32,
+    /// Bytes of the ring buffer that tells of each at once: a power of two.
+    pub(super) events: u32,
     /// Processors.
     pub(super) cpus: u32,
 }
@@ -101,6 +115,7 @@ impl Loaded {
             ("TOTALS", sizes.slots * sizes.cpus),
             ("PATHS", sizes.paths),
             ("FLOWS", sizes.flows),
+            ("EVENTS", sizes.events),
             ("OWNERS", sizes.slots),
         ] {
             loader.map_max_entries(name, entries);
@@ -216,6 +231,15 @@ impl Loaded {
     /// A map.
     pub(super) fn map(&mut self, name: &str) -> Result<&mut Map, CannotHere> {
         self.ebpf.map_mut(name).ok_or_else(|| CannotHere::NoField(format!("map {name}")))
+    }
+
+    /// The ring buffer of flows as they are dropped; once.
+    pub(super) fn take_events(&mut self) -> Result<Events, CannotHere> {
+        let map = self.ebpf.take_map("EVENTS");
+        let map = map.ok_or_else(|| CannotHere::NoField("map EVENTS".into()))?;
+        let ring = RingBuf::try_from(map);
+        let refused = |error| CannotHere::refused("opening the ring buffer", chain(&error), &self.host);
+        ring.map(Events::new).map_err(refused)
     }
 
     /// A map's descriptor.

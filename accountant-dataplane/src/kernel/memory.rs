@@ -6,7 +6,7 @@ use super::interfaces::{Interfaces, Slots};
 use super::load::{Loaded, Sizes};
 use super::owners::OWNER;
 use crate::in_place::CannotHere;
-use accountant_abi::verdict::{Interface, ROLES};
+use accountant_abi::verdict::{EVENTS_LOST, FLOWS_LOST, Interface, LOSSES, ROLES};
 use accountant_sys::mapping::Mapping;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -23,6 +23,7 @@ pub(super) struct Memory {
     lists: Mapping,
     totals: Mapping,
     lost: Mapping,
+    listening: Mapping,
     owners: Mapping,
     sizes: Sizes,
 }
@@ -34,7 +35,8 @@ impl Memory {
             interfaces: loaded.memory("INTERFACES", INTERFACE * sizes.interfaces() as usize)?,
             lists: loaded.memory("LISTS", slots)?,
             totals: loaded.memory("TOTALS", TOTALS * slots * sizes.cpus as usize)?,
-            lost: loaded.memory("LOST", 1)?,
+            lost: loaded.memory("LOST", LOSSES as usize)?,
+            listening: loaded.memory("LISTENING", 1)?,
             owners: loaded.memory("OWNERS", OWNER * slots)?,
             sizes,
         })
@@ -86,8 +88,18 @@ impl Memory {
     }
 
     /// Packets of dropped flows that there was no room for.
-    pub(super) fn lost(&self) -> u64 {
-        self.lost.words()[0].load(Relaxed)
+    pub(super) fn flows_lost(&self) -> u64 {
+        self.lost.words()[FLOWS_LOST as usize].load(Relaxed)
+    }
+
+    /// Flows that the ring buffer had no room for while somebody listened.
+    pub(super) fn events_lost(&self) -> u64 {
+        self.lost.words()[EVENTS_LOST as usize].load(Relaxed)
+    }
+
+    /// Says whether somebody listens.
+    pub(super) fn listen(&self, listens: bool) {
+        self.listening.words()[0].store(u64::from(listens), Release);
     }
 
     /// Whose each slot is.

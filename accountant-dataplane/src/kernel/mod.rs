@@ -10,16 +10,19 @@ mod flows;
 mod interfaces;
 mod links;
 pub(crate) mod list;
+mod listening;
 mod load;
 mod memory;
 mod only;
 mod owners;
+mod paths;
 mod pins;
 mod places;
 mod witness;
 
 pub use endpoint::{EndpointCounts, EndpointTraffic};
 pub use flows::DeniedFlow;
+pub use listening::{Listening, News};
 pub use witness::Verdicts;
 
 use crate::TablePoll;
@@ -61,6 +64,8 @@ pub struct Denied {
     pub flows: Vec<DeniedFlow>,
     /// Dropped packets, since the programs were attached, of flows that there was no room for.
     pub lost: u64,
+    /// Flows, since then, that could not be told as they were dropped.
+    pub events_lost: u64,
 }
 
 #[derive(Debug)]
@@ -185,7 +190,7 @@ impl Programs {
         let mut state = self.lock();
         let State::On { witness, .. } = &mut *state else { return Denied::default() };
         match witness.take_flows() {
-            Ok((flows, lost)) => Denied { flows, lost },
+            Ok((flows, lost)) => Denied { flows, lost, events_lost: witness.events_lost() },
             Err(reason) => {
                 *state = lost(reason);
                 Denied::default()
@@ -254,7 +259,7 @@ impl Programs {
 
 /// Attaches the programs to each place for a moment, and says what came of it.
 pub fn probe() -> Vec<(String, Result<(), CannotHere>)> {
-    let sizes = |cpus| Sizes { slots: 2, lists: 2, paths: 2, flows: 2, cpus };
+    let sizes = |cpus| Sizes { slots: 2, lists: 2, paths: 2, flows: 2, events: 1 << 16, cpus };
     match cpus().and_then(|cpus| Loaded::new(sizes(cpus), None)) {
         Ok(mut loaded) => loaded.attach_each(),
         Err(reason) => vec![("all".into(), Err(reason))],

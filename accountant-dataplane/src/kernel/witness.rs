@@ -6,32 +6,34 @@
 //!
 //! Invariant: what is told of a chain never falls, and no count of one list is told as one of another.
 
-use super::flows::{self, DeniedFlow};
+use super::flows::{self, DeniedFlow, Events};
 use super::interfaces::{Interfaces, Slots};
 use super::list::{Places, Watched};
 use super::load::{Loaded, Sizes};
 use super::memory::Memory;
 use super::owners::{Key, Owners, next_generation};
+use super::paths;
 use super::pins::Pins;
-use crate::bytes::{u32_at, u64_at};
 use crate::in_place::{CannotHere, chain};
-use accountant_abi::Traffic;
-use accountant_abi::verdict::{
-    FATES, FROM_FORWARDED, FROM_TO_HOST, PathKey, TO_FORWARDED, TO_FROM_HOST, WatchList,
-};
+use accountant_abi::verdict::{FATES, FROM_FORWARDED, FROM_TO_HOST, TO_FORWARDED, TO_FROM_HOST, WatchList};
 use accountant_core::calico::ChainKind;
 use accountant_core::id::{Endpoint, EndpointKind};
 use accountant_core::snapshot::TableId;
-use accountant_core::watch::{self, ChainVerdicts, ListCounts, Went};
+use accountant_core::watch::{self, ChainVerdicts, ListCounts};
 use accountant_core::{Counter, Direction, IpVersion};
-use accountant_sys::bpf::{self, Runs};
-use aya::maps::{Array, HashMap as BpfHashMap};
+use accountant_sys::bpf::Runs;
+use aya::maps::Array;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How many flows can be dropped between two readings without one being lost.
 const FLOWS: u32 = 1 << 14;
+/// Bytes of the ring buffer: some 3 000 flows.
+const EVENTS: u32 = 1 << 18;
+/// How many of them are taken at once.
+const AT_ONCE: usize = 512;
 /// A packet that came by an old list is long through its hook.
 const THROUGH: Duration = Duration::from_millis(20);
 
@@ -46,6 +48,7 @@ pub(super) struct Witness {
     loaded: Loaded,
     sizes: Sizes,
     memory: Memory,
+    events: Events,
     interfaces: Interfaces,
     owners: Owners,
     slots: HashMap<Key, Slot>,
@@ -75,23 +78,20 @@ struct Installed {
     places: Places,
 }
 
-/// Packets by path and by whether they went on.
-type Paths = Vec<(u64, Went, Counter)>;
-
 impl Witness {
     /// Loads and attaches the programs, with room for twice these chains, or goes on with those that an earlier agent left.
     pub(super) fn start(chains: usize, cpus: u32, pins: Option<&Pins>) -> Result<Self, CannotHere> {
         let least = u32::try_from(2 * chains).unwrap_or(u32::MAX).clamp(1024, 1 << 14).next_power_of_two();
         let slots = pins.and_then(|pins| pins.find(cpus, least)).unwrap_or(least);
-        let sizes = Sizes { slots, lists: slots, paths: 64 * slots, flows: FLOWS, cpus };
+        let sizes = Sizes { slots, lists: slots, paths: 64 * slots, flows: FLOWS, events: EVENTS, cpus };
         let folder = pins.map(|pins| pins.maps(sizes)).transpose()?;
         let mut loaded = Loaded::new(sizes, folder.as_deref())?;
         let memory = Memory::new(&loaded, sizes)?;
+        let events = loaded.take_events()?;
+        memory.listen(false);
         // Nobody knows any more what is in the lists of an earlier agent, and what their paths mean.
         memory.use_no_list();
-        bpf::drain_hash(loaded.map_fd("PATHS")?, size_of::<PathKey>(), size_of::<Traffic>(), 1024).map_err(
-            |error| CannotHere::Refused { operation: "emptying PATHS".into(), error: error.to_string() },
-        )?;
+        paths::forget_all(loaded.map_fd("PATHS")?)?;
         if loaded.goes_on() {
             tracing::info!("the programs of an earlier agent go on counting");
         }
@@ -103,6 +103,7 @@ impl Witness {
             loaded,
             sizes,
             memory,
+            events,
             interfaces,
             owners,
             slots: HashMap::new(),
@@ -243,7 +244,7 @@ impl Witness {
 
     /// What was counted so far.
     pub(super) fn read(&self) -> Result<Verdicts, CannotHere> {
-        let mut paths = self.read_paths()?;
+        let mut paths = paths::read(self.loaded.map_fd("PATHS")?)?;
         let mut verdicts = Verdicts::new();
         for ((table, name), slot) in &self.slots {
             let totals = self.memory.totals(slot.number);
@@ -280,6 +281,35 @@ impl Witness {
     /// Flows that were dropped since the last call, and how many packets of others there were, since the beginning.
     pub(super) fn take_flows(&self) -> Result<(Vec<DeniedFlow>, u64), CannotHere> {
         let records = flows::take(self.loaded.map_fd("FLOWS")?)?;
+        Ok((self.named(records), self.memory.flows_lost()))
+    }
+
+    /// Has flows told as they are dropped, from now on. What is returned is ready when there are any.
+    pub(super) fn listen(&mut self) -> BorrowedFd<'_> {
+        while !self.events.take(AT_ONCE).is_empty() {}
+        self.memory.listen(true);
+        self.events.fd()
+    }
+
+    /// Has none told any more.
+    pub(super) fn listen_no_more(&self) {
+        self.memory.listen(false);
+    }
+
+    /// The first packets of flows that were dropped since the last call, as many as are taken at once, and how many others
+    /// there were, since the beginning.
+    pub(super) fn take_events(&mut self) -> (Vec<DeniedFlow>, u64) {
+        let records = self.events.take(AT_ONCE);
+        (self.named(records), self.memory.events_lost())
+    }
+
+    /// Flows, since the beginning, that could not be told as they were dropped.
+    pub(super) fn events_lost(&self) -> u64 {
+        self.memory.events_lost()
+    }
+
+    /// Flows with the chains and the rules that they met.
+    fn named(&self, records: Vec<flows::Record>) -> Vec<DeniedFlow> {
         let mut chains: HashMap<u32, &Key> = HashMap::new();
         let mut lists: HashMap<u32, &Arc<watch::WatchList>> = HashMap::new();
         if !records.is_empty() {
@@ -294,7 +324,7 @@ impl Witness {
             let list = lists.get(&record.generation).map(|list| Arc::clone(list));
             Some(record.flow(*table, chain, list))
         };
-        Ok((records.into_iter().filter_map(flow).collect(), self.memory.lost()))
+        records.into_iter().filter_map(flow).collect()
     }
 
     /// Forgets lists that were told as closed, and chains that are gone when all of theirs were.
@@ -322,7 +352,7 @@ impl Witness {
                 }
                 !done
             });
-            forget(&mut self.loaded, number, generation, keys)?;
+            paths::forget(self.loaded.map("PATHS")?, number, generation, keys)?;
         }
         let owners = &mut self.owners;
         self.slots.retain(|key, slot| {
@@ -333,31 +363,6 @@ impl Witness {
             !done
         });
         Ok(())
-    }
-
-    fn read_paths(&self) -> Result<HashMap<u32, Paths>, CannotHere> {
-        let map = self.loaded.map_fd("PATHS")?;
-        let (keys, values) =
-            bpf::read_hash(map, size_of::<PathKey>(), size_of::<Traffic>(), 1024).map_err(|error| {
-                CannotHere::Refused { operation: "reading paths".into(), error: error.to_string() }
-            })?;
-        let mut sums: BTreeMap<(u32, u64, Went), Counter> = BTreeMap::new();
-        let keys = keys.chunks_exact(size_of::<PathKey>()).zip(values.chunks_exact(size_of::<Traffic>()));
-        for (key, value) in keys {
-            let (Some(moved), Some(generation), Some(verdict)) =
-                (u64_at(key, 0), u32_at(key, 12), u32_at(key, 20))
-            else {
-                continue;
-            };
-            let went = Went::BOTH[(verdict & 1) as usize];
-            let counter = Counter::new(u64_at(value, 0).unwrap_or(0), u64_at(value, 8).unwrap_or(0));
-            *sums.entry((generation, moved, went)).or_default() += counter;
-        }
-        let mut paths: HashMap<u32, Paths> = HashMap::new();
-        for ((generation, moved, went), counter) in sums {
-            paths.entry(generation).or_default().push((moved, went, counter));
-        }
-        Ok(paths)
     }
 }
 
@@ -374,22 +379,6 @@ impl Slot {
 fn write_list(loaded: &mut Loaded, place: u32, record: &WatchList) -> Result<(), CannotHere> {
     let mut array: Array<_, WatchList> = Array::try_from(loaded.map("WATCH")?).map_err(|e| refused(&e))?;
     array.set(place, record, 0).map_err(|error| refused(&error))
-}
-
-/// Deletes the paths of a list that nobody counts any more.
-fn forget(
-    loaded: &mut Loaded,
-    slot: u32,
-    generation: u32,
-    keys: Vec<(u64, u32, u32)>,
-) -> Result<(), CannotHere> {
-    let mut map: BpfHashMap<_, PathKey, Traffic> =
-        BpfHashMap::try_from(loaded.map("PATHS")?).map_err(|error| refused(&error))?;
-    for (moved, verdict, cpu) in keys {
-        // Not every processor saw every path.
-        let _ = map.remove(&PathKey { moved, slot, generation, cpu, verdict });
-    }
-    Ok(())
 }
 
 fn refused(error: &aya::maps::MapError) -> CannotHere {

@@ -1,14 +1,16 @@
 //! Flows that were dropped in the packet filter: who wanted to talk to whom, and by which rules that was not to be.
 //!
+//! The first packet of a flow that is not in the table is also told at once ([`EVENTS`]), while somebody listens.
+//!
 //! Invariant: bounded. What there is no room for is counted ([`LOST`]).
 
 use crate::count::Dropped;
 use crate::kernel::{field, load, place};
 use accountant_abi::Traffic;
-use accountant_abi::verdict::{Flow, FlowKey};
+use accountant_abi::verdict::{EVENTS_LOST, FLOWS_LOST, Flow, FlowEvent, FlowKey, LOSSES};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
 
 /// `BPF_F_NO_PREALLOC`, `BPF_F_MMAPABLE`
 const NO_PREALLOC: u32 = 1;
@@ -21,9 +23,15 @@ const WITH_PORTS: [u8; 3] = [6, 17, 132];
 /// The flows. The agent makes it as big as it needs it, and takes out what is old.
 #[map]
 static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, NO_PREALLOC);
-/// Packets of flows that there was no room for.
+/// The first packets of flows, as they are dropped. The agent makes it as big as it needs it.
 #[map]
-static LOST: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+/// Whether somebody listens; the agent says so.
+#[map]
+static LISTENING: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+/// What there was no room for, by what it was.
+#[map]
+static LOST: Array<u64> = Array::with_max_entries(LOSSES, MMAPABLE);
 
 /// Notes a packet that was dropped.
 #[inline(always)]
@@ -62,9 +70,31 @@ pub(crate) fn note(skb: *const u8, dropped: &Dropped, length: u32) {
         return;
     }
     let flow = Flow { traffic: Traffic { packets: 1, bytes: u64::from(length) }, first: now, last: now };
-    if FLOWS.insert(&key, &flow, NEW).is_err()
-        && let Some(lost) = LOST.get_ptr_mut(0)
-    {
+    if FLOWS.insert(&key, &flow, NEW).is_err() {
+        lost(FLOWS_LOST);
+    }
+    tell(&key, now, length);
+}
+
+/// Tells who listens of a packet.
+#[inline(always)]
+fn tell(key: &FlowKey, at: u64, length: u32) {
+    if LISTENING.get(0).is_none_or(|&listening| listening == 0) {
+        return;
+    }
+    match EVENTS.reserve::<FlowEvent>(0) {
+        Some(mut room) => {
+            room.write(FlowEvent { key: *key, at, length: u64::from(length) });
+            // The kernel wakes who listens up if it has read all that was before.
+            room.submit(0);
+        }
+        None => lost(EVENTS_LOST),
+    }
+}
+
+#[inline(always)]
+fn lost(what: u32) {
+    if let Some(lost) = LOST.get_ptr_mut(what) {
         crate::count::increase(lost, 1);
     }
 }

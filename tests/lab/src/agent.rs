@@ -96,6 +96,13 @@ impl Agent {
         output.map_err(Error::file("start", program))
     }
 
+    /// Starts another of its commands, whose output can be read while it runs.
+    pub fn begin(namespace: &Namespace, program: &Path, arguments: &[&str]) -> Result<Child> {
+        let mut command = command(namespace, program)?;
+        let child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        child.map_err(Error::file("start", program))
+    }
+
     /// What it wrote to its log.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

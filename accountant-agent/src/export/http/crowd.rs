@@ -161,6 +161,11 @@ impl Member {
         self.deadline.send_replace(Instant::now() + self.crowd.limits.waiting);
     }
 
+    /// An answer without an end goes on: its client has taken what there was.
+    pub(super) fn answers_on(&self) {
+        self.deadline.send_replace(Instant::now() + self.crowd.limits.answering);
+    }
+
     /// Notes a request. It is over when what is returned is dropped.
     fn asks(self: &Arc<Self>) -> Answering {
         if self.asked.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -283,5 +288,14 @@ mod tests {
         assert!(!has_to_go(&place));
         drop(answered);
         assert!(has_to_go(&place));
+    }
+
+    #[test]
+    fn an_answer_without_an_end_has_its_time_anew_whenever_it_is_taken() {
+        let limits = Limits { handshake: Duration::ZERO, ..Limits::default() };
+        let place = Crowd::new(limits).enter().unwrap();
+        assert!(has_to_go(&place));
+        place.member.answers_on();
+        assert!(!has_to_go(&place));
     }
 }

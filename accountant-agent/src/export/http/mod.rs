@@ -1,4 +1,4 @@
-//! The HTTP endpoint: `/metrics`, `/accounts`, `/denied`, `/healthz`, `/readyz`, and a page that links them.
+//! The HTTP endpoint: `/metrics`, `/accounts`, `/denied`, `/denied/follow`, `/healthz`, `/readyz`, and a page that links them.
 //!
 //! It has a thread of its own: whatever clients do, the books are kept meanwhile. A scrape asks for a fresh tick when what is
 //! published is older than it may be. How clients are kept from costing much is in [`crowd`], who may ask in
@@ -6,6 +6,7 @@
 
 mod connection;
 mod crowd;
+mod follow;
 mod gate;
 mod listen;
 mod stream;
@@ -81,6 +82,8 @@ impl Service {
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
+            // Behind it, because compression holds back what is to be seen at once.
+            .route("/denied/follow", get(follow::follow))
             .with_state(self)
     }
 
@@ -100,6 +103,7 @@ async fn landing() -> Html<&'static str> {
         "<code>?collect[]=NAME</code> chooses families",
         "<li><a href=/accounts>/accounts</a>: the accounts as JSON",
         "<li><a href=/denied>/denied</a>: flows that were denied lately, as JSON",
+        "<li><a href=/denied/follow>/denied/follow</a>: flows as they are denied, a JSON object a line",
         "<li><a href=/readyz>/readyz</a>: whether all that applies is read, or why not",
         "<li><a href=/healthz>/healthz</a>: whether the agent lives</ul>\n",
     ))
