@@ -11,7 +11,7 @@ use crate::Traffic;
 
 /// The version of all this. Maps of another version than the agent's are of no use to it: whoever changes a record, a map or
 /// its meaning makes it one more.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// How many rules a list can watch: the bits of a mask.
 pub const MAX_RULES: usize = 64;
@@ -71,6 +71,8 @@ places! {
     interface_mask,
     /// How many slots there are.
     slots,
+    /// Whether flows that are accepted are noted too.
+    accepted_flows,
 }
 
 /// An interface and the slots of its chains.
@@ -169,7 +171,7 @@ pub struct PathKey {
 
 const _: () = assert!(size_of::<PathKey>() == 24);
 
-/// A flow that was dropped by an endpoint's chain.
+/// A flow that was dropped, or accepted, by an endpoint's chain.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -197,7 +199,7 @@ pub struct FlowKey {
 
 const _: () = assert!(size_of::<FlowKey>() == 56);
 
-/// What was dropped of it.
+/// What was dropped of it, or accepted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -229,8 +231,10 @@ const _: () = assert!(size_of::<FlowEvent>() == 72);
 pub const FLOWS_LOST: u32 = 0;
 /// Flows in the ring buffer that tells of each at once.
 pub const EVENTS_LOST: u32 = 1;
+/// Packets of flows in the table of accepted flows.
+pub const ACCEPTED_LOST: u32 = 2;
 /// How many of them there are.
-pub const LOSSES: u32 = 2;
+pub const LOSSES: u32 = 3;
 
 /// What became of a packet: it went on beyond the chain.
 pub const ACCEPTED: usize = 0;

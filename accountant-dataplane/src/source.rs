@@ -1,7 +1,7 @@
 //! What all sources of rule counters have in common.
 
 use crate::in_place::CannotHere;
-use crate::kernel::Denied;
+use crate::kernel::Flows;
 use accountant_core::ChainName;
 use accountant_core::calico::bpf::{Own, Reading};
 use accountant_core::snapshot::{Snapshot, Source, TableId};
@@ -56,8 +56,8 @@ pub struct Poll {
     pub how: How,
     /// How often which program changed Calico's chains since the last one, where the kernel tells.
     pub writers: Vec<(String, u64)>,
-    /// Flows that endpoints' chains dropped, if there are programs in the kernel that see them.
-    pub denied: Denied,
+    /// Flows, if there are programs in the kernel that see them.
+    pub flows: Flows,
 }
 
 /// How counters are read.

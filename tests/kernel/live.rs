@@ -12,7 +12,7 @@ use accountant_lab::policy::{
 use accountant_lab::scenario::{Scenario, Visit, demo};
 use accountant_lab::{Agent, traffic};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::lab::Lab;
@@ -32,11 +32,12 @@ fn every_number_is_exact(backend: Backend) {
         let lab = Lab::new(&scenario);
         let mut felix = lab.node.felix(dialect);
         felix.apply(&scenario.model).unwrap();
-        let agent = start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s"]].concat());
-        let visit = Visit::new(&lab.node).unwrap();
-        let mut truth = Truth::default();
         let sees_packets = !lacks(Lacks::Programs);
         let compares = sees_packets && dialect.version() == Version::V3_31;
+        let accepted = if compares { "--accepted-flows=true" } else { "--accepted-flows=false" };
+        let agent = start(lab.node.host(), &[&lab.arguments()[..], &["--max-age", "0s", accepted]].concat());
+        let visit = Visit::new(&lab.node).unwrap();
+        let mut truth = Truth::default();
         if compares {
             wait_for_programs(&agent);
         }
@@ -50,12 +51,17 @@ fn every_number_is_exact(backend: Backend) {
         assert_eq!(scrape.sum("calico_accountant_unattributed_packets_total", &[]), 0.0);
         assert_eq!(scrape.sum("calico_accountant_attribution_packets_total", &[("result", "group")]), 0.0);
         if sees_packets {
-            denied_flows_are_told(&agent, &truth, dialect);
+            let denied = flows_are_told(&agent, "/denied", &truth, "deny");
+            assert!(denied.iter().any(|policy| policy == "platform.no-telnet"), "{denied:?}");
         } else {
             nothing_is_said_of_flows(&agent);
         }
         if compares {
+            let accepted = flows_are_told(&agent, "/flows", &truth, "allow");
+            assert!(accepted.iter().any(|policy| policy == "web"), "{accepted:?}");
             rules_and_programs_agree(&agent, dialect);
+        } else {
+            assert_eq!(agent.get("/flows").unwrap().status, 404);
         }
         let late = show(lab.node.host(), &lab.arguments());
         assert_eq!(counted(&late), known_late(expected(&truth)), "{dialect:?}, read late");
@@ -85,22 +91,35 @@ fn rules_and_programs_agree(agent: &Agent, dialect: Dialect) {
     assert_eq!(checked("rules_only").abs(), 0.0, "{dialect:?}");
 }
 
-/// The packets of all denied flows are those that policies denied, policy by policy.
-fn denied_flows_are_told(agent: &Agent, truth: &Truth, dialect: Dialect) {
-    let flows: Value = serde_json::from_str(&agent.get("/denied").unwrap().body).unwrap();
-    assert_eq!(flows["lost_packets"], 0, "{dialect:?}");
+/// The packets of all flows that policies decided so are those that they should have; accepted ones in the sender's chain only
+/// as far as the receiver's did not deny them. Returns these policies.
+fn flows_are_told(agent: &Agent, path: &str, truth: &Truth, verdict: &str) -> BTreeSet<String> {
+    let flows: Value = serde_json::from_str(&agent.get(path).unwrap().body).unwrap();
+    assert_eq!(flows["lost_packets"], 0, "{path}");
     let mut by_line: BTreeMap<[String; 4], u64> = BTreeMap::new();
     for flow in flows["flows"].as_array().unwrap() {
         let field = |name: &str| flow[name].as_str().unwrap_or_default().to_string();
-        let line = [field("pod"), field("direction"), field("tier"), field("policy")];
+        let workload = format!("{}/{}", field("namespace"), field("pod"));
+        let line = [workload, field("direction"), flow["ip_version"].to_string(), field("tier")];
         *by_line.entry(line).or_default() += flow["packets"].as_u64().unwrap();
         assert!(flow["source"].is_string() && flow["first"].as_f64() <= flow["last"].as_f64(), "{flow}");
     }
-    let told: u64 = by_line.values().sum();
-    let denied = expected(truth).into_iter().filter(|(line, _)| line.verdict == "deny");
-    let denied: u64 = denied.map(|(_, packets)| packets).sum();
-    assert_eq!(told, denied, "{dialect:?}: {by_line:?}");
-    assert!(by_line.keys().any(|[.., policy]| policy == "platform.no-telnet"), "{by_line:?}");
+    let mut due: BTreeMap<[String; 4], u64> = BTreeMap::new();
+    for (line, packets) in expected(truth).into_iter().filter(|(line, _)| line.verdict == verdict) {
+        let version = format!("\"{}\"", line.ip_version);
+        *due.entry([line.workload, line.direction, version, line.tier]).or_default() += packets;
+    }
+    due.retain(|_, packets| *packets > 0);
+    if verdict == "allow" {
+        for ([_, direction, ..], told) in by_line.iter().filter(|(line, told)| due.get(*line) > Some(*told)) {
+            assert!(direction == "egress" && *told > 0, "{by_line:?} of {due:?}");
+        }
+        due.retain(|[_, direction, ..], _| direction == "ingress");
+        by_line.retain(|line, _| due.contains_key(line));
+    }
+    assert_eq!(by_line, due, "{path}");
+    let policies = flows["flows"].as_array().unwrap().iter().filter_map(|flow| flow["policy"].as_str());
+    policies.map(String::from).collect()
 }
 
 /// Without programs in the kernel nobody sees a flow.

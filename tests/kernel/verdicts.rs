@@ -7,7 +7,7 @@ use accountant_core::watch::{ChainVerdicts, Went};
 use accountant_core::{ChainName, Counter, IpVersion, Table};
 use accountant_dataplane::in_place::CannotHere;
 use accountant_dataplane::iptables_legacy::{IptablesLegacy, Settings};
-use accountant_dataplane::kernel::{DeniedFlow, News, Programs};
+use accountant_dataplane::kernel::{News, Programs, SeenFlow};
 use accountant_dataplane::nftables::Nftables;
 use accountant_dataplane::{Poll, RuleSource, Wanted};
 use accountant_lab::Node;
@@ -150,15 +150,15 @@ fn every_path_is_known(backend: Backend) {
             assert!(compared > 1000, "{compared}");
             let versions: Vec<_> = seen.keys().map(|table| table.ip_version).collect();
             assert_eq!(versions, IpVersion::BOTH);
-            let denied = &witnessed.last.as_ref().unwrap().denied;
-            assert_eq!(denied.lost, 0);
+            let seen_flows = &witnessed.last.as_ref().unwrap().flows;
+            assert_eq!(seen_flows.denied_lost, 0);
             for (table, around) in &seen {
-                let of_table = denied.flows.iter().filter(|flow| flow.table == *table);
+                let of_table = seen_flows.denied.iter().filter(|flow| flow.table == *table);
                 let flows: u64 = of_table.map(|flow| flow.counter.packets).sum();
                 assert_eq!(flows, went(&around.after, Went::Nowhere), "{table:?}: dropped, by flow");
             }
-            let of_pods = |flow: &&DeniedFlow| flow.source.is_ipv4() && flow.protocol == 17;
-            let flow = denied.flows.iter().find(of_pods).unwrap();
+            let of_pods = |flow: &&SeenFlow| flow.source.is_ipv4() && flow.protocol == 17;
+            let flow = seen_flows.denied.iter().find(of_pods).unwrap();
             assert!(flow.path.is_some() && flow.ports.is_some_and(|(_, to)| to > 0), "{flow:?}");
             assert!(flow.first <= flow.last && flow.last > Duration::ZERO);
             let established = compare_established(witnessed.last.as_ref().unwrap(), &seen);
@@ -280,14 +280,14 @@ fn flows_that_nobody_takes_are_counted() {
             assert!(heard > 1000 && lost > 1000, "{heard} and {lost}");
             drop(listening);
             let (_, seen) = witnessed.read();
-            let denied = &witnessed.last.as_ref().unwrap().denied;
-            assert_eq!((denied.lost, denied.events_lost), (0, lost));
-            assert_eq!(denied.flows.len() as u64, flows);
+            let seen_flows = &witnessed.last.as_ref().unwrap().flows;
+            assert_eq!((seen_flows.denied_lost, seen_flows.events_lost), (0, lost));
+            assert_eq!(seen_flows.denied.len() as u64, flows);
             assert_eq!(seen.values().map(|around| went(&around.after, Went::Nowhere)).sum::<u64>(), flows);
             // Nobody listens: nothing is told, and nothing lost.
             flood.run(client).unwrap();
             witnessed.read();
-            assert_eq!(witnessed.last.as_ref().unwrap().denied.events_lost, lost);
+            assert_eq!(witnessed.last.as_ref().unwrap().flows.events_lost, lost);
         })
         .unwrap();
 }

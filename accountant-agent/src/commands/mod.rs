@@ -14,7 +14,7 @@ use accountant_core::snapshot::Source;
 use accountant_dataplane::RuleSource;
 use accountant_dataplane::calico_bpf::{self, CalicoBpf};
 use accountant_dataplane::iptables_legacy::{self, IptablesLegacy};
-use accountant_dataplane::kernel::Programs;
+use accountant_dataplane::kernel::{self, Programs};
 use accountant_dataplane::nftables::Nftables;
 use accountant_datastore::convert::Settings;
 use accountant_datastore::etcdv3::Etcd;
@@ -56,12 +56,12 @@ pub fn sources(args: &SourceArgs) -> Sources {
 
 /// The same, for an agent: programs in the kernel outlive it.
 fn sources_that_stay(args: &SourceArgs) -> Sources {
-    match (args.programs.mode, args.programs.pins.folder()) {
-        (KernelPrograms::Auto | KernelPrograms::On, Some(folder)) => {
-            sources_with(args, Programs::that_stay(folder.into()))
-        }
-        _ => sources(args),
+    if args.programs.mode == KernelPrograms::Off {
+        return sources(args);
     }
+    let pins = args.programs.pins.folder().map(Into::into);
+    let accepted_flows = args.programs.accepted_flows;
+    sources_with(args, Programs::with(kernel::Settings { pins, accepted_flows }))
 }
 
 fn sources_with(args: &SourceArgs, programs: Arc<Programs>) -> Sources {

@@ -40,6 +40,7 @@ async fn print(args: &ShowArgs) -> anyhow::Result<()> {
     loop {
         let object = match (&direct, args.direct) {
             _ if args.denied => ask_any(&agents, "/denied").await?.ok_or_else(|| nobody(&agents))?,
+            _ if args.flows => ask_any(&agents, "/flows").await?.ok_or_else(|| nobody(&agents))?,
             (None, false) => match ask_any(&agents, "/accounts").await? {
                 Some(object) => object,
                 None => read(args, &mut direct).await?,
@@ -48,7 +49,8 @@ async fn print(args: &ShowArgs) -> anyhow::Result<()> {
         };
         let text = match (args.json, args.denied) {
             (true, _) => format!("{object:#}\n"),
-            (false, true) => denied::render(&object, SystemTime::now()),
+            (false, true) => denied::render(&object, "denied", SystemTime::now()),
+            (false, false) if args.flows => denied::render(&object, "accepted", SystemTime::now()),
             (false, false) => table::render(&object, args.all),
         };
         let clear = if args.watch && !args.json { "\x1b[2J\x1b[H" } else { "" };
@@ -78,7 +80,7 @@ async fn ask_any(agents: &[SocketAddr], path: &str) -> anyhow::Result<Option<Val
 pub(super) fn nobody(agents: &[SocketAddr]) -> anyhow::Error {
     let agents: Vec<_> = agents.iter().map(ToString::to_string).collect();
     let agents = agents.join(", ");
-    anyhow!("no agent answers at {agents} (--agent): only a running one sees denied flows")
+    anyhow!("no agent answers at {agents} (--agent): only a running one sees flows")
 }
 
 /// Connects to an agent. Nothing if none runs there.
@@ -105,7 +107,10 @@ async fn ask(agent: SocketAddr, path: &str) -> anyhow::Result<Option<Value>> {
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         if !status.is_success() {
-            return Err(anyhow!("it answered {status}: is it another program that listens there?"));
+            let text = String::from_utf8_lossy(&body);
+            let why = text.lines().next().filter(|line| line.len() < 200 && !line.starts_with('<'));
+            let why = why.unwrap_or("is it another program that listens there?");
+            return Err(anyhow!("it answered {status}: {why}"));
         }
         serde_json::from_slice(&body)
             .context("its answer is no JSON: is it another program that listens there?")

@@ -15,6 +15,11 @@ pub struct ProgramArgs {
     /// run, and how long. Each run costs two looks at the clock more, and it wants CAP_SYS_ADMIN.
     #[arg(long, env = "ACCOUNTANT_KERNEL_PROGRAM_STATISTICS", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     pub kernel_program_statistics: bool,
+    /// Have these programs note flows that policies accept as well as those that they deny, for `accountant show --flows` and
+    /// /flows: who talks to whom by which policy, in packets that policy decided on and that no other endpoint's policy denied. It
+    /// costs a new packet some time, and others none.
+    #[arg(long, env = "ACCOUNTANT_ACCEPTED_FLOWS", value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
+    pub accepted_flows: bool,
     /// Where they outlive the agent.
     #[command(flatten)]
     pub pins: PinArgs,

@@ -22,6 +22,10 @@ pub struct ShowArgs {
     /// With --denied: print each flow as it is denied, a line each, until stopped.
     #[arg(long, requires = "denied", conflicts_with = "watch")]
     pub follow: bool,
+    /// Print the flows that were accepted lately, with the policies that accepted them, as the running agent saw them: for each
+    /// endpoint, packets that policy decided on (the first ones of connections) and no other endpoint's denied. It notes them with --accepted-flows.
+    #[arg(long, conflicts_with_all = ["all", "direct", "denied"])]
+    pub flows: bool,
     /// The agent to ask. Default: where one of the same environment listens on this host.
     #[arg(long, env = "ACCOUNTANT_AGENT", value_name = "ADDR:PORT")]
     pub agent: Option<SocketAddr>,

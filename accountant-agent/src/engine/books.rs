@@ -6,21 +6,19 @@
 use accountant_core::attribute::Compared;
 use accountant_core::calico::bpf::Totals;
 use accountant_core::index::Index;
-use accountant_core::ledger::{AccountKey, Cause, Key, Ledger, Posting, What};
+use accountant_core::ledger::{Cause, Key, Ledger, Posting, What};
 use accountant_core::snapshot::{Source, TableId};
-use accountant_core::view::{View, Viewer, labels};
-use accountant_core::watch::{Fate, Path, Went};
+use accountant_core::view::{View, Viewer};
 use accountant_core::{IpVersion, Table};
-use accountant_dataplane::kernel::{Denied, DeniedFlow};
 use accountant_dataplane::source::How;
 use accountant_dataplane::{Poll, Wanted};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use super::book::{Book, Charger};
-use super::denied::{self, DeniedFlows, DeniedView, Entry};
+use super::book::Book;
+use super::denied::{LastFlows, Lost};
 use super::overlap::{self, Overlap};
-use super::seen::{self, Seen};
+use super::seen::Seen;
 
 /// How often it is looked which accounts are still in use.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
@@ -58,7 +56,10 @@ pub(super) struct Books {
     /// What the programs in the kernel saw.
     pub(super) seen: Seen,
     /// Flows that were dropped lately.
-    denied: DeniedFlows,
+    pub(super) denied: LastFlows,
+    /// The same of those that were accepted, where they are wanted.
+    pub(super) accepted: LastFlows,
+    pub(super) events_lost: Lost,
     looked_after: Option<Duration>,
     /// Versions of the posting tables, of what was seen and of the ledger when it was last noted which accounts are in use.
     kept_at: Option<Versions>,
@@ -141,36 +142,6 @@ impl Books {
             let total = self.compared.entry((source, result)).or_default();
             *total = total.saturating_add(packets);
         }
-    }
-
-    /// Takes the flows that were dropped since the last reading.
-    pub(super) fn take_denied(&mut self, poll: &mut Poll) {
-        let Denied { flows, lost, events_lost } = std::mem::take(&mut poll.denied);
-        let flows: Vec<_> = flows.into_iter().map(|flow| (self.denied_by(&flow), flow)).collect();
-        self.denied.take(flows, lost, events_lost);
-    }
-
-    /// Flows with the labels of what dropped them: of their endpoint alone where no policy is known to have.
-    pub(super) fn name_all(&self, flows: Vec<DeniedFlow>) -> Vec<Entry> {
-        let begun = denied::begun();
-        let name = |flow: DeniedFlow| {
-            let unknown = || seen::account(flow.table, &flow.chain, false, Fate::Dropped);
-            let account = self.denied_by(&flow).or_else(unknown)?;
-            let (flow, dropped) = denied::charged(account, flow, begun);
-            Some((labels(&flow.account, &self.index).1, flow, dropped))
-        };
-        flows.into_iter().filter_map(name).collect()
-    }
-
-    /// What dropped a flow, as far as that is known.
-    fn denied_by(&self, flow: &DeniedFlow) -> Option<AccountKey> {
-        if flow.elsewhere {
-            return seen::account(flow.table, &flow.chain, false, Fate::Elsewhere);
-        }
-        let (list, moved) = flow.path.as_ref()?;
-        let Path::Decided(decisions) = list.decode(*moved, Went::Nowhere) else { return None };
-        let Charger::Rules(attributor) = &self.tables.get(&flow.table)?.by else { return None };
-        attributor.account_of(&flow.chain, decisions.last()?, &self.index)
     }
 
     /// The shared chains that the next reading of a source should contain.
@@ -368,17 +339,6 @@ impl Books {
             self.kept_at = Some((versions, self.seen.version(), self.ledger.version()));
         }
         self.ledger.retire(now, self.grace, self.viewer.sums());
-    }
-
-    /// What the programs in the kernel found no room to tell, by kind; nothing until they saw anything.
-    pub(super) fn lost_events(&self) -> BTreeMap<&'static str, u64> {
-        let sees = !self.seen.packets().is_empty();
-        if sees { self.denied.lost_in_the_kernel() } else { BTreeMap::new() }
-    }
-
-    /// Flows that were dropped lately.
-    pub(super) fn denied_view(&mut self) -> DeniedView {
-        self.denied.view(&self.index)
     }
 
     /// The accounts as they stand.

@@ -1,4 +1,5 @@
-//! Flows that were dropped lately: who wanted to talk to whom, and which policy did not let them.
+//! Flows that were dropped lately: who wanted to talk to whom, and which policy did not let them. Flows that were accepted
+//! are kept in the same way, where they are wanted.
 //!
 //! Invariant: bounded. The flows that were dropped last are kept; what had to go is counted.
 
@@ -6,8 +7,8 @@ use accountant_core::Counter;
 use accountant_core::index::Index;
 use accountant_core::ledger::AccountKey;
 use accountant_core::view::{Label, labels};
-use accountant_dataplane::kernel::{DeniedFlow, clock};
-use std::collections::{BTreeMap, HashMap};
+use accountant_dataplane::kernel::{SeenFlow, clock};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,7 +16,7 @@ use std::time::SystemTime;
 /// How many flows are kept.
 const MOST: usize = 1024;
 
-/// A flow and what did not let it pass.
+/// A flow and what did not let it pass, or did.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
     /// Whose chain dropped it, in which direction, and what in it did.
@@ -30,7 +31,7 @@ pub struct Flow {
     pub ports: Option<(u16, u16)>,
 }
 
-/// How much of a flow was dropped, and when.
+/// How much of a flow was dropped (or accepted), and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dropped {
     /// How much.
@@ -46,7 +47,7 @@ pub type Entry = (Vec<Label>, Flow, Dropped);
 
 /// The flows as they are published: the last one first.
 #[derive(Clone, Debug, Default)]
-pub struct DeniedView {
+pub struct FlowsView {
     /// The flows.
     pub flows: Arc<Vec<Entry>>,
     /// Packets that are in none.
@@ -55,27 +56,20 @@ pub struct DeniedView {
 
 /// The flows that were dropped last.
 #[derive(Debug, Default)]
-pub(super) struct DeniedFlows {
+pub(super) struct LastFlows {
     flows: HashMap<Flow, Dropped>,
     /// Packets of flows that there was no room for in the kernel, or of which it is not known what dropped them.
     lost: u64,
-    /// What the kernel has lost: packets of flows, and flows that could not be told at once.
+    /// What the kernel has lost.
     packets: Lost,
-    events: Lost,
     /// The view, while nothing changed since it was made.
-    view: Option<DeniedView>,
+    view: Option<FlowsView>,
 }
 
-impl DeniedFlows {
+impl LastFlows {
     /// Takes what was dropped since, with what did it where that is known, and what the kernel has lost so far.
-    pub(super) fn take(
-        &mut self,
-        dropped: Vec<(Option<AccountKey>, DeniedFlow)>,
-        lost: u64,
-        events_lost: u64,
-    ) {
+    pub(super) fn take(&mut self, dropped: Vec<(Option<AccountKey>, SeenFlow)>, lost: u64) {
         self.lost = self.lost.saturating_add(self.packets.note(lost));
-        self.events.note(events_lost);
         let begun = begun();
         for (account, flow) in dropped {
             let Some(account) = account else {
@@ -91,9 +85,9 @@ impl DeniedFlows {
         self.forget_the_oldest();
     }
 
-    /// What there was no room for in the kernel, by kind.
-    pub(super) fn lost_in_the_kernel(&self) -> BTreeMap<&'static str, u64> {
-        [("denied_flow", self.packets.all), ("denied_event", self.events.all)].into()
+    /// Packets of flows that there was no room for in the kernel.
+    pub(super) fn lost_in_the_kernel(&self) -> u64 {
+        self.packets.all
     }
 
     fn forget_the_oldest(&mut self) {
@@ -107,7 +101,7 @@ impl DeniedFlows {
     }
 
     /// The flows, the last one first.
-    pub(super) fn view(&mut self, index: &Index) -> DeniedView {
+    pub(super) fn view(&mut self, index: &Index) -> FlowsView {
         let flows = match self.view.take() {
             Some(view) => view.flows,
             None => {
@@ -119,21 +113,21 @@ impl DeniedFlows {
                 Arc::new(flows)
             }
         };
-        self.view.insert(DeniedView { flows, lost: self.lost }).clone()
+        self.view.insert(FlowsView { flows, lost: self.lost }).clone()
     }
 }
 
 /// What was lost, over all programs there were.
 #[derive(Debug, Default)]
-struct Lost {
-    all: u64,
+pub(super) struct Lost {
+    pub(super) all: u64,
     /// What it was when it was last asked for.
     before: u64,
 }
 
 impl Lost {
     /// Returns what is new.
-    fn note(&mut self, now: u64) -> u64 {
+    pub(super) fn note(&mut self, now: u64) -> u64 {
         // Less than before are those of other programs.
         let more = now.checked_sub(self.before).unwrap_or(now);
         self.before = now;
@@ -148,8 +142,8 @@ pub(super) fn begun() -> SystemTime {
 }
 
 /// A flow and what was dropped of it, in the time of people.
-pub(super) fn charged(account: AccountKey, flow: DeniedFlow, begun: SystemTime) -> (Flow, Dropped) {
-    let DeniedFlow { source, destination, protocol, ports, counter, .. } = flow;
+pub(super) fn charged(account: AccountKey, flow: SeenFlow, begun: SystemTime) -> (Flow, Dropped) {
+    let SeenFlow { source, destination, protocol, ports, counter, .. } = flow;
     let dropped = Dropped { counter, first: begun + flow.first, last: begun + flow.last };
     (Flow { account, source, destination, protocol, ports }, dropped)
 }
@@ -173,8 +167,8 @@ mod tests {
         }
     }
 
-    fn flow(port: u16, packets: u64, last: u64) -> DeniedFlow {
-        DeniedFlow {
+    fn flow(port: u16, packets: u64, last: u64) -> SeenFlow {
+        SeenFlow {
             table: TableId {
                 source: Source::Nftables,
                 native: true,
@@ -196,11 +190,14 @@ mod tests {
 
     #[test]
     fn flows_add_up_and_what_is_lost_is_counted_once() {
-        let mut denied = DeniedFlows::default();
-        denied.take(vec![(Some(account()), flow(1, 2, 5)), (None, flow(2, 1, 5))], 4, 7);
-        denied.take(vec![(Some(account()), flow(1, 3, 9))], 4, 2);
+        let mut denied = LastFlows::default();
+        denied.take(vec![(Some(account()), flow(1, 2, 5)), (None, flow(2, 1, 5))], 4);
+        denied.take(vec![(Some(account()), flow(1, 3, 9))], 4);
         assert_eq!((denied.flows.len(), denied.lost), (1, 5));
-        assert_eq!(denied.lost_in_the_kernel(), [("denied_flow", 4), ("denied_event", 9)].into());
+        assert_eq!(denied.lost_in_the_kernel(), 4);
+        let mut lost = Lost::default();
+        assert_eq!([7, 7, 9, 2].map(|now| lost.note(now)), [7, 0, 2, 2]);
+        assert_eq!(lost.all, 11);
         let dropped = denied.flows.values().next().unwrap();
         assert_eq!(dropped.counter, Counter::new(5, 500));
         let seconds = dropped.last.duration_since(dropped.first).unwrap().as_secs_f64();
@@ -209,9 +206,9 @@ mod tests {
 
     #[test]
     fn the_last_ones_are_kept() {
-        let mut denied = DeniedFlows::default();
+        let mut denied = LastFlows::default();
         let many = (0..MOST as u16 + 1).map(|n| (Some(account()), flow(n + 1, 1, u64::from(n) + 1)));
-        denied.take(many.collect(), 0, 0);
+        denied.take(many.collect(), 0);
         assert!(denied.flows.len() <= MOST && denied.flows.len() >= MOST / 2 - 1);
         assert!(denied.flows.keys().any(|flow| flow.ports == Some((MOST as u16 + 1, 53))));
         assert!(!denied.flows.keys().any(|flow| flow.ports == Some((1, 53))));

@@ -1,6 +1,6 @@
 //! How others talk to the engine, and what it publishes.
 
-use super::denied::DeniedView;
+use super::denied::FlowsView;
 use super::follow::Follower;
 use super::status::Status;
 use accountant_core::view::View;
@@ -17,7 +17,9 @@ pub struct Published {
     /// How sources and datastore are doing.
     pub status: Status,
     /// Flows that were dropped lately, with labels of who dropped them.
-    pub denied: DeniedView,
+    pub denied: FlowsView,
+    /// Flows that were accepted lately; nothing unless they are noted.
+    pub accepted: Option<FlowsView>,
     /// When the counters were read, on the monotonic clock. Nothing before the first tick has ended.
     pub at: Option<Instant>,
 }

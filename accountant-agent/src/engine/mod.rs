@@ -9,6 +9,7 @@ pub mod aside;
 mod book;
 mod books;
 pub mod denied;
+mod flows;
 pub mod follow;
 mod handle;
 pub mod kept;
@@ -27,7 +28,7 @@ use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::source::Note;
 use accountant_datastore::Subscription;
 use books::Books;
-use denied::DeniedView;
+use denied::FlowsView;
 use follow::Following;
 use handle::Request;
 use kept::Keeper;
@@ -130,7 +131,13 @@ impl Engine {
         };
         let mut books = Books::new(settings.grace);
         let age_before = keeper.restore(&mut books).unwrap_or_default();
-        let first = Published { view: View::default(), status, denied: DeniedView::default(), at: None };
+        let first = Published {
+            view: View::default(),
+            status,
+            denied: FlowsView::default(),
+            accepted: None,
+            at: None,
+        };
         let (publish, published) = watch::channel(Arc::new(first));
         let engine = Self {
             settings,
@@ -223,7 +230,7 @@ impl Engine {
                 self.books.note_absent(source, &mut poll);
             }
             let told = self.books.take(&mut poll);
-            self.books.take_denied(&mut poll);
+            self.books.take_flows(&mut poll);
             told
         };
         let told = report.poll.map(&mut take).unwrap_or_default();
@@ -334,7 +341,8 @@ impl Engine {
         };
         let view = self.books.view();
         let denied = self.books.denied_view();
-        self.publish.send_replace(Arc::new(Published { view, status, denied, at }));
+        let accepted = self.programs.note_accepted_flows().then(|| self.books.accepted_view());
+        self.publish.send_replace(Arc::new(Published { view, status, denied, accepted, at }));
     }
 
     /// Takes a change of names, and all that wait behind it: they are published together.

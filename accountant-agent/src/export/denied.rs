@@ -1,19 +1,19 @@
-//! Flows that were dropped lately, as JSON (`/denied`) and as a table; and as they are dropped, each a line of JSON
+//! Flows that were dropped (`/denied`) or accepted (`/flows`) lately, as JSON and as a table; and dropped ones as they are dropped, each a line of JSON
 //! (`/denied/follow`) or for people.
 //!
 //! One entry a flow, the last one first: times, who and whom, how much, and the labels of the account that it was charged to.
 
 use super::table;
-use crate::engine::denied::{DeniedView, Entry};
+use crate::engine::denied::{Entry, FlowsView};
 use comfy_table::Table;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime};
 
 const HEADINGS: [&str; 8] =
-    ["LAST", "PACKETS", "PROTOCOL", "FROM", "TO", "WORKLOAD", "DIRECTION", "DENIED BY"];
+    ["LAST", "PACKETS", "PROTOCOL", "FROM", "TO", "WORKLOAD", "DIRECTION", "DECIDED BY"];
 
 /// The flows as JSON.
-pub fn json(denied: &DeniedView) -> Value {
+pub fn json(denied: &FlowsView) -> Value {
     let flows: Vec<_> = denied.flows.iter().map(entry).collect();
     json!({ "version": super::json::VERSION, "flows": flows, "lost_packets": denied.lost })
 }
@@ -58,19 +58,19 @@ fn protocol(number: u8) -> String {
 }
 
 /// The object of [`json`] for people.
-pub fn render(object: &Value, now: SystemTime) -> String {
+pub fn render(object: &Value, what: &str, now: SystemTime) -> String {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::NOTHING).set_header(HEADINGS);
     let flows = object["flows"].as_array().map(Vec::as_slice).unwrap_or_default();
     table.add_rows(flows.iter().map(|flow| row(flow, now)));
     let mut text = table.trim_fmt() + "\n";
     if flows.is_empty() {
-        text.push_str(
-            "no flow was denied lately, or no programs in the kernel see them (`accountant check`)\n",
-        );
+        text.push_str(&format!(
+            "no flow was {what} lately, or no programs in the kernel see them (`accountant check`)\n"
+        ));
     }
     if let Some(lost) = object["lost_packets"].as_u64().filter(|lost| *lost > 0) {
-        text.push_str(&format!("{lost} denied packets are in none of these flows\n"));
+        text.push_str(&format!("{lost} {what} packets are in none of these flows\n"));
     }
     text
 }
@@ -148,7 +148,7 @@ mod tests {
             }],
             "lost_packets": 3,
         });
-        let text = render(&object, SystemTime::UNIX_EPOCH + Duration::from_secs(100));
+        let text = render(&object, "denied", SystemTime::UNIX_EPOCH + Duration::from_secs(100));
         let lines: Vec<_> = text.lines().collect();
         let words = lines[1].split_whitespace().collect::<Vec<_>>().join(" ");
         let line =

@@ -390,7 +390,7 @@ impl RuleSource for IptablesLegacy {
             drop(lock);
             self.digest_all(wanted, &mut poll);
         }
-        poll.denied = self.settings.programs.complete(&mut poll.tables, seen);
+        poll.flows = self.settings.programs.complete(&mut poll.tables, seen);
         Ok(self.finish(poll, started, &before))
     }
 

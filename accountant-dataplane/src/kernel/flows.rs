@@ -16,9 +16,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Packets of one flow that were dropped.
+/// Packets of one flow that were dropped; or accepted, by the chain.
 #[derive(Clone, Debug)]
-pub struct DeniedFlow {
+pub struct SeenFlow {
     /// The table of the chain.
     pub table: TableId,
     /// The chain of the endpoint that they were from or to.
@@ -35,7 +35,7 @@ pub struct DeniedFlow {
     pub protocol: u8,
     /// Source and destination port, of protocols that have any.
     pub ports: Option<(u16, u16)>,
-    /// How much was dropped.
+    /// How much.
     pub counter: Counter,
     /// When the first packet was, on the monotonic clock.
     pub first: Duration,
@@ -130,8 +130,8 @@ fn record(key: &[u8], value: &[u8]) -> Option<Record> {
 }
 
 impl Record {
-    pub(super) fn flow(self, table: TableId, chain: &ChainName, list: Option<Arc<WatchList>>) -> DeniedFlow {
-        DeniedFlow {
+    pub(super) fn flow(self, table: TableId, chain: &ChainName, list: Option<Arc<WatchList>>) -> SeenFlow {
+        SeenFlow {
             table,
             chain: chain.clone(),
             elsewhere: self.elsewhere,

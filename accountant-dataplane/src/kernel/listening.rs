@@ -3,7 +3,7 @@
 //! Invariant: bounded. Whoever takes what is handed over as slowly as it likes delays this thread alone; what the ring buffer
 //! has no room for meanwhile is counted.
 
-use super::flows::DeniedFlow;
+use super::flows::SeenFlow;
 use super::witness::Witness;
 use super::{Programs, State};
 use crate::in_place::CannotHere;
@@ -19,8 +19,8 @@ const REST: u8 = 20;
 /// Flows that were dropped just now.
 #[derive(Clone, Debug, Default)]
 pub struct News {
-    /// Each with one packet: the first since flows were last read ([`super::Denied`]).
-    pub flows: Vec<DeniedFlow>,
+    /// Each with one packet: the first since flows were last read ([`super::Flows`]).
+    pub flows: Vec<SeenFlow>,
     /// How many more there were that the ring buffer had no room for.
     pub lost: u64,
 }

@@ -41,7 +41,8 @@ const HOOKS: [(u32, &str); 3] = [(1, "local in"), (2, "forward"), (3, "local out
 const FAMILIES: [(u32, &str); 2] = [(2, "IPv4"), (10, "IPv6")];
 
 /// Maps that an agent leaves to the next one.
-const KEPT: [&str; 11] = [
+const KEPT: [&str; 12] = [
+    "ACCEPTED",
     "EVENTS",
     "FLOWS",
     "INTERFACES",
@@ -76,6 +77,8 @@ pub(super) struct Sizes {
     pub(super) events: u32,
     /// Processors.
     pub(super) cpus: u32,
+    /// Whether accepted flows are noted.
+    pub(super) accepted_flows: bool,
 }
 
 impl Sizes {
@@ -105,6 +108,7 @@ impl Loaded {
         let mut kernel = Kernel::look().map_err(|reason| reason.explained_by(&host))?;
         kernel.places.interface_mask = sizes.interfaces() - 1;
         kernel.places.slots = sizes.slots;
+        kernel.places.accepted_flows = sizes.accepted_flows.into();
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         loader.override_global("PLACES", &kernel.places, true);
@@ -115,6 +119,7 @@ impl Loaded {
             ("TOTALS", sizes.slots * sizes.cpus),
             ("PATHS", sizes.paths),
             ("FLOWS", sizes.flows),
+            ("ACCEPTED", sizes.flows),
             ("EVENTS", sizes.events),
             ("OWNERS", sizes.slots),
         ] {

@@ -6,7 +6,7 @@ use super::interfaces::{Interfaces, Slots};
 use super::load::{Loaded, Sizes};
 use super::owners::OWNER;
 use crate::in_place::CannotHere;
-use accountant_abi::verdict::{EVENTS_LOST, FLOWS_LOST, Interface, LOSSES, ROLES};
+use accountant_abi::verdict::{ACCEPTED_LOST, EVENTS_LOST, FLOWS_LOST, Interface, LOSSES, ROLES};
 use accountant_sys::mapping::Mapping;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -87,9 +87,9 @@ impl Memory {
         (0..cpus).map(move |cpu| &self.totals.words()[TOTALS * (cpu * slots + slot) as usize..][..TOTALS])
     }
 
-    /// Packets of dropped flows that there was no room for.
-    pub(super) fn flows_lost(&self) -> u64 {
-        self.lost.words()[FLOWS_LOST as usize].load(Relaxed)
+    /// Packets of flows that there was no room for: dropped ones, and accepted ones.
+    pub(super) fn flows_lost(&self) -> [u64; 2] {
+        [FLOWS_LOST, ACCEPTED_LOST].map(|what| self.lost.words()[what as usize].load(Relaxed))
     }
 
     /// Flows that the ring buffer had no room for while somebody listened.

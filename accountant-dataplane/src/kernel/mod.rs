@@ -21,7 +21,7 @@ mod places;
 mod witness;
 
 pub use endpoint::{EndpointCounts, EndpointTraffic};
-pub use flows::DeniedFlow;
+pub use flows::SeenFlow;
 pub use listening::{Listening, News};
 pub use witness::Verdicts;
 
@@ -53,19 +53,33 @@ pub fn clock() -> Duration {
 #[derive(Debug)]
 pub struct Programs {
     state: Arc<Mutex<State>>,
-    /// Where they and their counts outlive us.
-    pins: Option<PathBuf>,
+    settings: Settings,
 }
 
-/// Flows that endpoints' chains dropped.
+/// Flows that programs in the kernel saw.
 #[derive(Debug, Default)]
-pub struct Denied {
-    /// Since the last time.
-    pub flows: Vec<DeniedFlow>,
+pub struct Flows {
+    /// Those that were dropped since the last time.
+    pub denied: Vec<SeenFlow>,
     /// Dropped packets, since the programs were attached, of flows that there was no room for.
-    pub lost: u64,
+    pub denied_lost: u64,
+    /// Those that endpoints' chains accepted since the last time, each for each chain; of packets that policy saw. None unless
+    /// they are wanted ([`Settings::accepted_flows`]).
+    pub accepted: Vec<SeenFlow>,
+    /// The same as for dropped ones.
+    pub accepted_lost: u64,
     /// Flows, since then, that could not be told as they were dropped.
     pub events_lost: u64,
+}
+
+/// What programs there are to be.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Folder of a BPF file system in which they stay attached and count on, with all that they counted, when the agent is
+    /// gone; where that cannot be they go with it.
+    pub pins: Option<PathBuf>,
+    /// Whether flows that are accepted are noted too.
+    pub accepted_flows: bool,
 }
 
 #[derive(Debug)]
@@ -85,14 +99,17 @@ impl Programs {
     /// Programs that are loaded when there is something to watch, or never, and go when this value does.
     pub fn new(wanted: bool) -> Arc<Self> {
         let reason = if wanted { CannotHere::NotYet } else { CannotHere::TurnedOff };
-        Arc::new(Self { state: Arc::new(Mutex::new(State::Off(reason))), pins: None })
+        Arc::new(Self { state: Arc::new(Mutex::new(State::Off(reason))), settings: Settings::default() })
     }
 
-    /// Programs that stay attached and count on when this value is gone, with all that they counted, in a folder of a BPF
-    /// file system. Where that cannot be they go with it.
-    pub fn that_stay(folder: PathBuf) -> Arc<Self> {
-        let state = Arc::new(Mutex::new(State::Off(CannotHere::NotYet)));
-        Arc::new(Self { state, pins: Some(folder) })
+    /// Programs as they are wanted, loaded when there is something to watch.
+    pub fn with(settings: Settings) -> Arc<Self> {
+        Arc::new(Self { state: Arc::new(Mutex::new(State::Off(CannotHere::NotYet))), settings })
+    }
+
+    /// Whether they note flows that are accepted, too.
+    pub fn note_accepted_flows(&self) -> bool {
+        self.settings.accepted_flows
     }
 
     /// Why there are none; none if there are.
@@ -172,30 +189,27 @@ impl Programs {
     }
 
     /// Adds to each table that was read what was seen of it: before the reading, and up to now. Returns the flows that were
-    /// dropped since the last time.
-    pub(crate) fn complete(&self, tables: &mut [TablePoll], mut before: Verdicts) -> Denied {
+    /// seen since the last time.
+    pub(crate) fn complete(&self, tables: &mut [TablePoll], mut before: Verdicts) -> Flows {
         let mut after = self.read();
         // Before their lists are forgotten.
-        let denied = self.take_flows();
+        let flows = self.take_flows();
         for table in tables {
             let Ok(snapshot) = &mut table.snapshot else { continue };
             let Some(after) = after.remove(&table.id) else { continue };
             self.release(&after);
             snapshot.verdicts = Some(Around { before: before.remove(&table.id).unwrap_or_default(), after });
         }
-        denied
+        flows
     }
 
-    fn take_flows(&self) -> Denied {
+    fn take_flows(&self) -> Flows {
         let mut state = self.lock();
-        let State::On { witness, .. } = &mut *state else { return Denied::default() };
-        match witness.take_flows() {
-            Ok((flows, lost)) => Denied { flows, lost, events_lost: witness.events_lost() },
-            Err(reason) => {
-                *state = lost(reason);
-                Denied::default()
-            }
-        }
+        let State::On { witness, .. } = &mut *state else { return Flows::default() };
+        witness.take_flows().unwrap_or_else(|reason| {
+            *state = lost(reason);
+            Flows::default()
+        })
     }
 
     /// Says that this was handed over: what is closed in it need not be told again.
@@ -225,9 +239,10 @@ impl Programs {
     fn start_witness(&self, chains: usize) -> Result<Witness, CannotHere> {
         // For IPv4 and IPv6, of which the first table has just come.
         let (chains, cpus) = (2 * chains, cpus()?);
-        if let Some(folder) = &self.pins {
+        let accepted_flows = self.settings.accepted_flows;
+        if let Some(folder) = &self.settings.pins {
             let started = Pins::open(folder).and_then(|pins| {
-                let witness = Witness::start(chains, cpus, Some(&pins));
+                let witness = Witness::start(chains, cpus, accepted_flows, Some(&pins));
                 witness.inspect_err(|_| _ = pins.clear())
             });
             match started {
@@ -237,7 +252,7 @@ impl Programs {
                 }
             }
         }
-        Witness::start(chains, cpus, None)
+        Witness::start(chains, cpus, accepted_flows, None)
     }
 
     fn hear_of_links(&self) -> Option<LinkNews> {
@@ -259,7 +274,8 @@ impl Programs {
 
 /// Attaches the programs to each place for a moment, and says what came of it.
 pub fn probe() -> Vec<(String, Result<(), CannotHere>)> {
-    let sizes = |cpus| Sizes { slots: 2, lists: 2, paths: 2, flows: 2, events: 1 << 16, cpus };
+    let sizes =
+        |cpus| Sizes { slots: 2, lists: 2, paths: 2, flows: 2, events: 1 << 16, cpus, accepted_flows: true };
     match cpus().and_then(|cpus| Loaded::new(sizes(cpus), None)) {
         Ok(mut loaded) => loaded.attach_each(),
         Err(reason) => vec![("all".into(), Err(reason))],

@@ -1,7 +1,7 @@
 //! Where programs and counts outlive the agent: a folder of ours in a BPF file system.
 //!
 //! ```text
-//! FOLDER/NAMESPACE/abi-2-slots-1024-cpus-2/      the maps of this version and size
+//! FOLDER/NAMESPACE/abi-3-slots-1024-cpus-2/      the maps of this version and size
 //!                                  links-HASH/   the places that these programs are attached to
 //! ```
 //!

@@ -6,7 +6,8 @@
 //!
 //! Invariant: what is told of a chain never falls, and no count of one list is told as one of another.
 
-use super::flows::{self, DeniedFlow, Events};
+use super::Flows;
+use super::flows::{self, Events, SeenFlow};
 use super::interfaces::{Interfaces, Slots};
 use super::list::{Places, Watched};
 use super::load::{Loaded, Sizes};
@@ -80,10 +81,23 @@ struct Installed {
 
 impl Witness {
     /// Loads and attaches the programs, with room for twice these chains, or goes on with those that an earlier agent left.
-    pub(super) fn start(chains: usize, cpus: u32, pins: Option<&Pins>) -> Result<Self, CannotHere> {
+    pub(super) fn start(
+        chains: usize,
+        cpus: u32,
+        accepted_flows: bool,
+        pins: Option<&Pins>,
+    ) -> Result<Self, CannotHere> {
         let least = u32::try_from(2 * chains).unwrap_or(u32::MAX).clamp(1024, 1 << 14).next_power_of_two();
         let slots = pins.and_then(|pins| pins.find(cpus, least)).unwrap_or(least);
-        let sizes = Sizes { slots, lists: slots, paths: 64 * slots, flows: FLOWS, events: EVENTS, cpus };
+        let sizes = Sizes {
+            slots,
+            lists: slots,
+            paths: 64 * slots,
+            flows: FLOWS,
+            events: EVENTS,
+            cpus,
+            accepted_flows,
+        };
         let folder = pins.map(|pins| pins.maps(sizes)).transpose()?;
         let mut loaded = Loaded::new(sizes, folder.as_deref())?;
         let memory = Memory::new(&loaded, sizes)?;
@@ -278,10 +292,19 @@ impl Witness {
         self.loaded.runs()
     }
 
-    /// Flows that were dropped since the last call, and how many packets of others there were, since the beginning.
-    pub(super) fn take_flows(&self) -> Result<(Vec<DeniedFlow>, u64), CannotHere> {
-        let records = flows::take(self.loaded.map_fd("FLOWS")?)?;
-        Ok((self.named(records), self.memory.flows_lost()))
+    /// Flows since the last call.
+    pub(super) fn take_flows(&self) -> Result<Flows, CannotHere> {
+        let take = |map| -> Result<Vec<SeenFlow>, CannotHere> {
+            Ok(self.named(flows::take(self.loaded.map_fd(map)?)?))
+        };
+        let [denied_lost, accepted_lost] = self.memory.flows_lost();
+        Ok(Flows {
+            denied: take("FLOWS")?,
+            denied_lost,
+            accepted: if self.sizes.accepted_flows { take("ACCEPTED")? } else { Vec::new() },
+            accepted_lost,
+            events_lost: self.memory.events_lost(),
+        })
     }
 
     /// Has flows told as they are dropped, from now on. What is returned is ready when there are any.
@@ -298,18 +321,13 @@ impl Witness {
 
     /// The first packets of flows that were dropped since the last call, as many as are taken at once, and how many others
     /// there were, since the beginning.
-    pub(super) fn take_events(&mut self) -> (Vec<DeniedFlow>, u64) {
+    pub(super) fn take_events(&mut self) -> (Vec<SeenFlow>, u64) {
         let records = self.events.take(AT_ONCE);
         (self.named(records), self.memory.events_lost())
     }
 
-    /// Flows, since the beginning, that could not be told as they were dropped.
-    pub(super) fn events_lost(&self) -> u64 {
-        self.memory.events_lost()
-    }
-
     /// Flows with the chains and the rules that they met.
-    fn named(&self, records: Vec<flows::Record>) -> Vec<DeniedFlow> {
+    fn named(&self, records: Vec<flows::Record>) -> Vec<SeenFlow> {
         let mut chains: HashMap<u32, &Key> = HashMap::new();
         let mut lists: HashMap<u32, &Arc<watch::WatchList>> = HashMap::new();
         if !records.is_empty() {

@@ -1,4 +1,5 @@
-//! Flows that were dropped in the packet filter: who wanted to talk to whom, and by which rules that was not to be.
+//! Flows that were dropped in the packet filter: who wanted to talk to whom, and by which rules that was not to be. Those that
+//! were accepted too, where the agent wants it ([`ACCEPTED`]); else the verifier leaves that out of the programs.
 //!
 //! The first packet of a flow that is not in the table is also told at once ([`EVENTS`]), while somebody listens.
 //!
@@ -7,7 +8,10 @@
 use crate::count::Dropped;
 use crate::kernel::{field, load, place};
 use accountant_abi::Traffic;
-use accountant_abi::verdict::{EVENTS_LOST, FLOWS_LOST, Flow, FlowEvent, FlowKey, LOSSES};
+use crate::path;
+use accountant_abi::verdict::{
+    ACCEPTED_LOST, EVENTS_LOST, FLOWS_LOST, Flow, FlowEvent, FlowKey, LOSSES, Note, Side,
+};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
@@ -23,6 +27,9 @@ const WITH_PORTS: [u8; 3] = [6, 17, 132];
 /// The flows. The agent makes it as big as it needs it, and takes out what is old.
 #[map]
 static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, NO_PREALLOC);
+/// Flows that were accepted: packets that policy saw, for each chain that let them go on.
+#[map]
+static ACCEPTED: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, NO_PREALLOC);
 /// The first packets of flows, as they are dropped. The agent makes it as big as it needs it.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
@@ -36,21 +43,80 @@ static LOST: Array<u64> = Array::with_max_entries(LOSSES, MMAPABLE);
 /// Notes a packet that was dropped.
 #[inline(always)]
 pub(crate) fn note(skb: *const u8, dropped: &Dropped, length: u32) {
-    // SAFETY: the packet is the tracepoint's, and the fields are where the kernel says.
+    let mut key = key(skb);
+    key.moved = dropped.moved;
+    key.slot = dropped.slot;
+    key.generation = dropped.generation;
+    key.elsewhere = u8::from(dropped.elsewhere);
+    // SAFETY: the helper takes nothing and returns a number.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if add(&FLOWS, &key, now, length, FLOWS_LOST) {
+        tell(&key, now, length);
+    }
+}
+
+/// Notes a packet that policy saw and that went on, for each chain that it came through.
+#[inline(always)]
+pub(crate) fn accepted(skb: *const u8, note: &Note) {
+    if place!(accepted_flows) == 0 || note.established != 0 || note.turn != note.own_turn {
+        return;
+    }
+    let mut key = key(skb);
+    // SAFETY: as above.
+    let now = unsafe { bpf_ktime_get_ns() };
+    for side in &note.sides {
+        accepted_by(side, &mut key, now, note.length);
+    }
+}
+
+#[inline(always)]
+fn accepted_by(side: &Side, key: &mut FlowKey, now: u64, length: u32) {
+    let (moved, known) = (path::taken(&side.moved), path::taken(&side.known) != 0);
+    if side.slot == 0 || (known && moved == 0) {
+        return;
+    }
+    key.moved = if known { moved } else { 0 };
+    key.slot = side.slot;
+    key.generation = if known { side.generation } else { 0 };
+    add(&ACCEPTED, key, now, length, ACCEPTED_LOST);
+}
+
+/// Adds a packet to a flow. Says whether that is new.
+#[inline(always)]
+fn add(flows: &HashMap<FlowKey, Flow>, key: &FlowKey, now: u64, length: u32, losses: u32) -> bool {
+    if let Some(flow) = flows.get_ptr_mut(key) {
+        // SAFETY: a value of the map.
+        unsafe {
+            crate::count::add(&raw mut (*flow).traffic, length);
+            (*flow).last = now;
+        }
+        return false;
+    }
+    let flow = Flow { traffic: Traffic { packets: 1, bytes: u64::from(length) }, first: now, last: now };
+    if flows.insert(key, &flow, NEW).is_err() {
+        lost(losses);
+    }
+    true
+}
+
+/// The flow of a packet, so far without a chain.
+#[inline(always)]
+fn key(skb: *const u8) -> FlowKey {
+    // SAFETY: the packet is the program's, and the fields are where the kernel says.
     let header: u64 = unsafe {
         let behind: u16 = field(skb, place!(skb_network_header));
         field::<u64>(skb, place!(skb_head)).wrapping_add(u64::from(behind))
     };
     let mut key = FlowKey {
-        moved: dropped.moved,
-        slot: dropped.slot,
-        generation: dropped.generation,
+        moved: 0,
+        slot: 0,
+        generation: 0,
         source: [0; 2],
         destination: [0; 2],
         ports: 0,
         protocol: 0,
         version: 0,
-        elsewhere: u8::from(dropped.elsewhere),
+        elsewhere: 0,
         padding: 0,
     };
     let first = load(header);
@@ -59,21 +125,7 @@ pub(crate) fn note(skb: *const u8, dropped: &Dropped, length: u32) {
     if ports_at != 0 && WITH_PORTS.contains(&key.protocol) {
         key.ports = load(ports_at) as u32;
     }
-    // SAFETY: the helper takes nothing and returns a number.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if let Some(flow) = FLOWS.get_ptr_mut(&key) {
-        // SAFETY: a value of the map.
-        unsafe {
-            crate::count::add(&raw mut (*flow).traffic, length);
-            (*flow).last = now;
-        }
-        return;
-    }
-    let flow = Flow { traffic: Traffic { packets: 1, bytes: u64::from(length) }, first: now, last: now };
-    if FLOWS.insert(&key, &flow, NEW).is_err() {
-        lost(FLOWS_LOST);
-    }
-    tell(&key, now, length);
+    key
 }
 
 /// Tells who listens of a packet.

@@ -58,7 +58,9 @@ pub fn before(context: *const u64) -> u32 {
 pub fn after(context: *const u64) -> u32 {
     let packet = Packet::at_hook(context);
     if let Some(processor) = this_processor() {
-        went_on(processor, &packet);
+        // SAFETY: the second of the context's pointers is the packet.
+        let skb = unsafe { *context.cast::<*const u8>().add(1) };
+        went_on(processor, &packet, skb);
     }
     ACCEPT
 }
@@ -118,11 +120,12 @@ fn note(processor: &mut Processor, packet: &Packet) {
 }
 
 #[inline(always)]
-fn went_on(processor: &mut Processor, packet: &Packet) {
+fn went_on(processor: &mut Processor, packet: &Packet, skb: *const u8) {
     let note = &mut processor.notes[(packet.hook & 3) as usize];
     if note.skb == packet.skb {
         note.skb = 0;
         count::settle(processor.cpu, processor.offset, note, WENT_ON);
+        flow::accepted(skb, note);
         return;
     }
     // It was not noted: another one came in between, or this program was attached before the other.

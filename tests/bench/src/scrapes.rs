@@ -7,7 +7,7 @@ use crate::Effort;
 use crate::cost;
 use crate::report::{Measured, Report, Row, Wish};
 use crate::samples::{Contender, Summary, take_turns};
-use accountant_agent::engine::denied::DeniedView;
+use accountant_agent::engine::denied::FlowsView;
 use accountant_agent::engine::status::Status;
 use accountant_agent::engine::{Handle, Published};
 use accountant_agent::export::http::Service;
@@ -96,7 +96,13 @@ fn published(pods: usize) -> Published {
         add_pod(number, &mut ledger, &mut index);
     }
     let view = Viewer::default().view(&ledger, &index);
-    Published { view, status: Status::default(), denied: DeniedView::default(), at: Some(Instant::now()) }
+    Published {
+        view,
+        status: Status::default(),
+        denied: FlowsView::default(),
+        accepted: None,
+        at: Some(Instant::now()),
+    }
 }
 
 fn add_pod(number: usize, ledger: &mut Ledger, index: &mut Index) {

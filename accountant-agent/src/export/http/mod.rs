@@ -1,4 +1,4 @@
-//! The HTTP endpoint: `/metrics`, `/accounts`, `/denied`, `/denied/follow`, `/healthz`, `/readyz`, and a page that links them.
+//! The HTTP endpoint: `/metrics`, `/accounts`, `/denied`, `/denied/follow`, `/flows`, `/healthz`, `/readyz`, and a page that links them.
 //!
 //! It has a thread of its own: whatever clients do, the books are kept meanwhile. A scrape asks for a fresh tick when what is
 //! published is older than it may be. How clients are kept from costing much is in [`crowd`], who may ask in
@@ -79,6 +79,7 @@ impl Service {
             .route("/metrics", get(metrics))
             .route("/accounts", get(accounts))
             .route("/denied", get(denied))
+            .route("/flows", get(flows))
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
@@ -104,6 +105,7 @@ async fn landing() -> Html<&'static str> {
         "<li><a href=/accounts>/accounts</a>: the accounts as JSON",
         "<li><a href=/denied>/denied</a>: flows that were denied lately, as JSON",
         "<li><a href=/denied/follow>/denied/follow</a>: flows as they are denied, a JSON object a line",
+        "<li><a href=/flows>/flows</a>: flows that were accepted lately, as JSON (<code>--accepted-flows</code>)",
         "<li><a href=/readyz>/readyz</a>: whether all that applies is read, or why not",
         "<li><a href=/healthz>/healthz</a>: whether the agent lives</ul>\n",
     ))
@@ -129,6 +131,13 @@ async fn denied(State(service): State<Service>) -> Response {
     let published = service.fresh().await;
     let denied = super::denied::json(&published.denied);
     Pieces::response("application/json", denied.to_string())
+}
+
+async fn flows(State(service): State<Service>) -> Response {
+    match &service.fresh().await.accepted {
+        Some(accepted) => Pieces::response("application/json", super::denied::json(accepted).to_string()),
+        None => (StatusCode::NOT_FOUND, "accepted flows are not noted (--accepted-flows)\n").into_response(),
+    }
 }
 
 async fn ready(State(service): State<Service>) -> Response {

@@ -304,7 +304,7 @@ metrics! {
         "where the runs are absent"
     BPF_EVENTS_LOST Counter "calico_accountant_bpf_events_lost_total" in "events"
         ["kind"]
-        "What programs in the kernel had to tell and found no room for: packets of denied flows that are in none of those told (`denied_flow`), and denied flows that were not told as they happened to whoever follows them (`denied_event`)."
+        "What programs in the kernel had to tell and found no room for: packets of denied flows that are in none of those told (`denied_flow`), the same of accepted ones (`accepted_flow`), and denied flows that were not told as they happened to whoever follows them (`denied_event`)."
         "without programs in the kernel"
     DATASTORE_IN_SYNC Gauge "calico_accountant_datastore_in_sync" in "0 or 1"
         ["kind"]
