@@ -85,7 +85,7 @@ fn in_node(
         for (index, program) in ["before", "after", "kfree_skb"].into_iter().enumerate() {
             let values: Option<Vec<f64>> = rounds.iter().map(|round| round[index]).collect();
             let Some(values) = values else { continue };
-            let row = Row::new(format!("{kind}, `{program}`"), Summary::of(values.into_iter()), "ns");
+            let row = Row::new(format!("{kind}, `{program}`"), Summary::of(values), "ns");
             report.add(Row { wish: wishes[index].map(Wish::Value), ..row });
         }
     }
