@@ -2,7 +2,9 @@
 //!
 //! Checking costs processor time on purpose, so it is done on a thread of its own, one check at a time, and after a wrong
 //! password four times as long is paused: whoever guesses gets a fifth of one processor at most. A password that was right
-//! is known again by a salted digest, so scrapes neither pay nor queue. An unknown name costs as much as a wrong password.
+//! is known again by a salted digest, so scrapes neither pay nor queue. An unknown name costs as much as a wrong password, and
+//! every wrong password as much as any other, also where hashes are of different costs: rounds are counted, and made up for.
+//! bcrypt compares hashes in constant time.
 
 use super::error::Error;
 use axum::http::{HeaderMap, header};
@@ -10,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::Semaphore;
@@ -32,12 +35,41 @@ pub(super) enum Answer {
     Busy,
 }
 
+/// A hash of bcrypt's, and the binary logarithm of how many rounds it takes.
+#[derive(Clone, Default)]
+struct Hash {
+    text: String,
+    cost: u32,
+}
+
+/// Bcrypt, and how many rounds it has computed.
+#[derive(Default)]
+struct Bcrypt(AtomicU64);
+
+impl Bcrypt {
+    /// Whether it is the password. If not, as many rounds were computed as a hash of the highest cost takes.
+    fn verify(&self, password: &[u8], hash: &Hash, highest: u32) -> bool {
+        self.0.fetch_add(1 << hash.cost, Ordering::Relaxed);
+        if bcrypt::verify(password, &hash.text).unwrap_or(false) {
+            return true;
+        }
+        // 2^c + 2^c + 2^(c+1) + … + 2^(highest-1) = 2^highest.
+        for cost in hash.cost..highest {
+            self.0.fetch_add(1 << cost, Ordering::Relaxed);
+            // Nobody asks what comes out.
+            let _ = std::hint::black_box(bcrypt::hash_with_salt(password, cost, [0; 16]));
+        }
+        false
+    }
+}
+
 /// Names and hashes.
 pub(super) struct Users {
-    hashes: BTreeMap<String, String>,
+    hashes: BTreeMap<String, Hash>,
     /// A hash of the highest cost, for names that are not known.
-    dummy: String,
+    dummy: Hash,
     salt: [u8; 32],
+    bcrypt: Arc<Bcrypt>,
     known: Mutex<HashSet<[u8; 32]>>,
     waiting: Arc<Semaphore>,
     checking: Arc<Semaphore>,
@@ -45,13 +77,12 @@ pub(super) struct Users {
 
 impl Users {
     pub(super) fn new(hashes: BTreeMap<String, String>) -> Result<Self, Error> {
-        let mut dummy = (0, String::new());
-        for (name, hash) in &hashes {
-            let cost = cost(hash).ok_or_else(|| Error::Hash(name.clone()))?;
-            if cost > dummy.0 {
-                dummy = (cost, hash.clone());
-            }
-        }
+        let with_cost = |(name, text): (String, String)| match cost(&text) {
+            Some(cost) => Ok((name, Hash { text, cost })),
+            None => Err(Error::Hash(name)),
+        };
+        let hashes = hashes.into_iter().map(with_cost).collect::<Result<BTreeMap<_, _>, _>>()?;
+        let dummy = hashes.values().max_by_key(|hash| hash.cost).cloned().unwrap_or_default();
         let mut salt = [0; 32];
         rustls::crypto::ring::default_provider()
             .secure_random
@@ -59,8 +90,9 @@ impl Users {
             .map_err(|_| Error::Format("the kernel gives no random bytes for basic_auth_users".into()))?;
         Ok(Self {
             hashes,
-            dummy: dummy.1,
+            dummy,
             salt,
+            bcrypt: Arc::default(),
             known: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING)),
             checking: Arc::new(Semaphore::new(1)),
@@ -80,14 +112,15 @@ impl Users {
         let Some((name, password)) = credentials(headers) else { return Answer::Refused };
         let hash = self.hashes.get(&name).unwrap_or(&self.dummy).clone();
         let is_user = self.hashes.contains_key(&name);
-        let digest = self.digest(&name, &password, &hash);
+        let digest = self.digest(&name, &password, &hash.text);
         if is_user && self.known().contains(&digest) {
             return Answer::Welcome;
         }
         let Ok(_waiting) = self.waiting.try_acquire() else { return Answer::Busy };
         let Ok(turn) = self.checking.clone().acquire_owned().await else { return Answer::Busy };
         let begun = Instant::now();
-        let checked = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
+        let (bcrypt, highest) = (self.bcrypt.clone(), self.dummy.cost);
+        let checked = tokio::task::spawn_blocking(move || bcrypt.verify(&password, &hash, highest));
         if checked.await.unwrap_or(false) && is_user {
             let mut known = self.known();
             if known.len() >= REMEMBERED {
@@ -180,6 +213,26 @@ mod tests {
         for authorization in ["", "Basic", "Basic ", "Basic !!!", "Bearer YWxpY2U6eA==", "Basic YWxpY2U="] {
             assert_eq!(with(&users, authorization), Answer::Refused, "{authorization}");
         }
+    }
+
+    /// A wrong password of a hash of whatever cost, and any password of a name that is not known.
+    #[test]
+    fn what_an_answer_costs_does_not_tell_which_names_there_are() {
+        let hashes = [("alice", 4), ("bob", 7), ("carol", 6)]
+            .map(|(name, cost)| (name.to_string(), bcrypt::hash(PASSWORD, cost).unwrap()));
+        let users = Users::new(hashes.into()).unwrap();
+        let rounds = |name: &str, password: &[u8], answer: Answer| {
+            let before = users.bcrypt.0.load(Ordering::Relaxed);
+            assert_eq!(asks(&users, name, password), answer, "{name}");
+            users.bcrypt.0.load(Ordering::Relaxed) - before
+        };
+        for name in ["alice", "bob", "carol", "dave", ""] {
+            assert_eq!(rounds(name, b"wrong", Answer::Refused), 1 << 7, "{name}");
+        }
+        assert_eq!(rounds("dave", PASSWORD, Answer::Refused), 1 << 7);
+        // Only who knows the password is told faster.
+        assert_eq!(rounds("carol", PASSWORD, Answer::Welcome), 1 << 6);
+        assert_eq!(rounds("carol", PASSWORD, Answer::Welcome), 0);
     }
 
     #[test]
