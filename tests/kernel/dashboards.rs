@@ -1,5 +1,6 @@
-//! The dashboards and rules on real data: a real Prometheus scrapes a running agent that counts known traffic, what Felix of six
-//! versions exports, and what BIRD tells; then every query of every panel returns data, and every rule can be evaluated.
+//! The dashboards and rules on real data: a real Prometheus scrapes a running agent that counts known traffic and asks a BIRD with a
+//! session to another one, and what Felix of six versions exports; then every query of every panel returns data, and every rule can
+//! be evaluated.
 
 mod support;
 
@@ -17,8 +18,9 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::fixtures;
 use support::lab::{Lab, dialect};
+use support::routers::{Pair, Version};
+use support::{fixtures, wait_until};
 
 const PROMETHEUS: &str = "127.0.0.1:9090";
 /// How long until all that is scraped has been scraped often enough for rates.
@@ -50,43 +52,6 @@ fn felix() -> Vec<(String, String)> {
     }
     assert!(found.len() >= 6, "{}", found.len());
     found
-}
-
-/// What an exporter makes of the transcripts of BIRD 2, by the names and labels that exporters agree on.
-fn bird() -> String {
-    let expected = fs::read_to_string(fixtures().join("bird/expected-bird.json")).unwrap();
-    let expected: Value = serde_json::from_str(&expected).unwrap();
-    let mut text = String::from("calico_accountant_bird_answers 1\n");
-    for protocol in expected["bird-2.15.txt"].as_array().unwrap() {
-        let name = protocol["protocol"].as_str().unwrap();
-        let channel = protocol["channel"].as_str().unwrap_or_default();
-        let of = format!("bird_protocol_instance=\"{name}\",channel=\"{channel}\"");
-        writeln!(text, "bird_up{{{of}}} {}", protocol["up"]).unwrap();
-        // These two are the agent's own.
-        writeln!(text, "bird_state_changes_total{{{of}}} 0\nbird_uptime_seconds{{{of}}} 60").unwrap();
-        if let Some(state) = protocol["bgp_state"].as_str() {
-            writeln!(text, "bird_bgp_state{{{of},bird_bgp_state=\"{state}\"}} 1").unwrap();
-        }
-        for timer in ["hold", "keepalive"] {
-            if let Some(current) = protocol[timer].get(0) {
-                writeln!(text, "bird_{timer}_timer_current{{{of}}} {current}").unwrap();
-            }
-        }
-        for (kind, number) in protocol["routes"].as_object().into_iter().flatten() {
-            writeln!(text, "bird_routes{{{of},bird_route_type=\"{kind}\"}} {number}").unwrap();
-        }
-        for (change, number) in protocol["changes"].as_object().into_iter().flatten() {
-            let words: Vec<_> = change.split('/').collect();
-            let [direction, action, outcome] = words.try_into().unwrap();
-            writeln!(
-                text,
-                "bird_route_changes{{{of},bird_direction=\"{direction}\",bird_action=\"{action}\",\
-                 bird_outcome=\"{outcome}\"}} {number}"
-            )
-            .unwrap();
-        }
-    }
-    text
 }
 
 /// A running Prometheus; ended when dropped.
@@ -157,10 +122,13 @@ fn every_panel_has_data_and_every_rule_can_be_evaluated() {
     let scenario = demo();
     let lab = Lab::new(&scenario);
     lab.node.felix(dialect(Backend::Nft)).apply(&scenario.model).unwrap();
-    let _agent = lab.agent(&["--max-age", "0s"]);
+    let routers = Pair::new(Version::V2);
+    let more =
+        ["--max-age", "0s", "--kernel-program-statistics", "true", "--bird-socket", &routers.sockets()];
+    let _agent = lab.agent(&more);
     let host = lab.node.host();
     let mut targets = vec![("accountant".to_string(), ADDRESS.to_string())];
-    for ((name, text), port) in felix().into_iter().chain([("bird".to_string(), bird())]).zip(9100..) {
+    for ((name, text), port) in felix().into_iter().zip(9100..) {
         serve(host, port, text);
         targets.push((name, format!("127.0.0.1:{port}")));
     }
@@ -181,7 +149,14 @@ fn every_panel_has_data_and_every_rule_can_be_evaluated() {
         open.retain(|(_, query)| prometheus.series(query).unwrap_or(0) == 0);
         assert!(Instant::now() < deadline, "queries without data:\n{open:#?}");
     }
-    for rule in rules::all().unwrap() {
+    let rules = rules::all().unwrap();
+    for rule in &rules {
         prometheus.series(&rule.expr).unwrap();
     }
+    // The session goes down, and that is what the alert tells; another one was never up.
+    let down = rules.iter().find(|rule| rule.alert.as_deref() == Some("CalicoBGPSessionDown")).unwrap();
+    let told = || prometheus.series(&down.expr).unwrap();
+    wait_until("the session is established", || told() == 1);
+    routers.there("disable");
+    wait_until("the session is down", || told() == 2);
 }

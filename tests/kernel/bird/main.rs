@@ -1,12 +1,11 @@
 //! BIRD as Debian has it, 1.6 and 2: sessions that are up, filtered, down, back and never there; and sockets that are none.
 
-mod routers;
 mod sockets;
 #[path = "../support/mod.rs"]
 mod support;
 
 use accountant_lab::Agent;
-use routers::{Pair, Version};
+use support::routers::{Pair, Version};
 use support::{Scrape, program, run, scrape, wait_until};
 
 const SESSION: &str = "Mesh_192_0_2_2";

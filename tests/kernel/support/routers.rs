@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 /// Which BIRD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Version {
+pub enum Version {
     V1_6,
     V2,
 }
@@ -61,7 +61,7 @@ impl Drop for Daemon {
 }
 
 /// The two routers.
-pub(crate) struct Pair {
+pub struct Pair {
     version: Version,
     namespaces: [Namespace; 2],
     folder: TempDir,
@@ -72,7 +72,7 @@ const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 const NAMES: [&str; 2] = ["Mesh_192_0_2_2", "Mesh_192_0_2_1"];
 
 impl Pair {
-    pub(crate) fn new(version: Version) -> Self {
+    pub fn new(version: Version) -> Self {
         let namespaces = ["here", "there"].map(|label| Namespace::new(label).unwrap());
         let [here, there] = &namespaces;
         let lines = format!("link add to-there type veth peer name to-here netns {}\n", there.name());
@@ -99,12 +99,12 @@ impl Pair {
     }
 
     /// The router that the agent is on.
-    pub(crate) fn here(&self) -> &Namespace {
+    pub fn here(&self) -> &Namespace {
         &self.namespaces[0]
     }
 
     /// What to give as `--bird-socket`.
-    pub(crate) fn sockets(&self) -> String {
+    pub fn sockets(&self) -> String {
         let first = self.path(0, "ctl");
         match self.version {
             Version::V1_6 => format!("{first},{}", self.folder.path().join("bird6.ctl").display()),
@@ -119,7 +119,7 @@ impl Pair {
     }
 
     /// Starts all daemons.
-    pub(crate) fn start(&mut self) {
+    pub fn start(&mut self) {
         for router in [0, 1] {
             self.run(router, "bird", &self.path(router, "conf"), &self.path(router, "ctl"));
         }
@@ -139,12 +139,12 @@ impl Pair {
     }
 
     /// Ends all daemons without a word, their sockets left behind.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.daemons.clear();
     }
 
     /// Has the other router do something about the session.
-    pub(crate) fn there(&self, what: &str) {
+    pub fn there(&self, what: &str) {
         let client = self.version.program("birdc");
         let arguments = ["-s", &self.path(1, "ctl"), what, NAMES[1]];
         self.namespaces[1].run(&client, &arguments).unwrap();
