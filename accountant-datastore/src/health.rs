@@ -10,6 +10,8 @@ use std::time::SystemTime;
 pub(crate) struct Health {
     /// What was listed and is followed now.
     pub(crate) in_sync: bool,
+    /// Something was never answered nor refused.
+    pub(crate) pending: bool,
     /// What does not work, by part: the connection, a kind.
     problems: BTreeMap<String, String>,
     counts: BTreeMap<&'static str, u64>,
@@ -24,6 +26,11 @@ impl Health {
             tracing::warn!(part, error, "a part of the datastore cannot be used");
             self.problems.insert(part.into(), error);
         }
+    }
+
+    /// Whether a part does not work.
+    pub(crate) fn fails(&self, part: &str) -> bool {
+        self.problems.contains_key(part)
     }
 
     /// Something happened that only is to be counted.
@@ -57,6 +64,7 @@ impl Health {
         let problems = self.problems.values().cloned();
         outlet.report(Status {
             in_sync: self.in_sync && self.problems.is_empty(),
+            pending: self.pending,
             errors: problems.chain(cache.errors()).collect(),
             counts,
             last_change: self.last_change,

@@ -41,6 +41,8 @@ pub struct Status {
     /// What was handed over is all that the datastore says now. False until it was read once, and while anything of
     /// it cannot be read or used.
     pub in_sync: bool,
+    /// Something is asked for the first time, and neither answered nor refused yet.
+    pub pending: bool,
     /// What does not work, each with what was tried, on what, and what to do.
     pub errors: Vec<String>,
     /// How many errors there were since the start, by reason.

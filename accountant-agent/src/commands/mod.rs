@@ -8,7 +8,7 @@ pub mod show;
 
 use crate::config::{Datastore, KernelPrograms, Names, SourceArgs};
 use crate::engine::sources::{Make, Sources};
-use crate::engine::status::State;
+use crate::engine::status::{DatastoreStatus, State};
 use crate::engine::{Handle, Published};
 use accountant_core::snapshot::Source;
 use accountant_dataplane::RuleSource;
@@ -33,7 +33,8 @@ const READINGS: Duration = Duration::from_secs(60);
 /// A first view, for whoever looks once: with names if there is a datastore that answers, and with every source.
 async fn first_look(handle: &Handle) -> Arc<Published> {
     let names = async {
-        while handle.latest().status.datastore.name != "none" && !handle.latest().status.datastore.tried {
+        let looks = |names: &DatastoreStatus| names.name != "none" && (!names.tried || names.pending);
+        while looks(&handle.latest().status.datastore) {
             sleep(Duration::from_millis(10)).await;
         }
     };

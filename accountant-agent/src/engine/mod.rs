@@ -362,6 +362,7 @@ impl Engine {
         }
         self.names.in_sync = status.in_sync;
         self.names.tried |= status.in_sync || !status.errors.is_empty();
+        self.names.pending = status.pending;
         self.names.reason = status.errors.join("; ");
         self.names.errors = status.counts;
         if changed {

@@ -181,6 +181,8 @@ pub struct DatastoreStatus {
     pub in_sync: bool,
     /// Whether it was tried at all, with whatever result; nobody waits for none.
     pub tried: bool,
+    /// Whether something was not answered nor refused yet: not all that is wrong is known.
+    pub pending: bool,
     /// What is wrong, and what to do.
     pub reason: String,
     /// When it last told something.

@@ -46,6 +46,8 @@ struct Followed {
     listing: Option<Vec<(ObjectKey, Resource)>>,
     /// Whether it was listed since it is followed.
     listed: bool,
+    /// Whether a watch of it was ever opened.
+    opened: bool,
     /// How long to wait before it is listed anew.
     waits: Waits,
 }
@@ -103,6 +105,7 @@ pub(super) async fn follow(kubernetes: Kubernetes, outlet: &Outlet) -> Result<()
         follower.remedy().await;
         if !quiet {
             follower.health.in_sync = follower.is_in_sync();
+            follower.health.pending = follower.is_pending();
             follower.health.hand_over(&mut follower.cache, outlet).await?;
         }
     }
@@ -146,11 +149,23 @@ impl<'a> Follower<'a> {
         self.discovered && !self.frozen && self.followed.values().all(|followed| followed.listed)
     }
 
+    /// Whether something was never answered nor refused. While the datastore is not ready, not all is asked for.
+    fn is_pending(&self) -> bool {
+        let answered = |followed: &Followed| {
+            (followed.listed && followed.opened) || self.health.fails(&followed.kind.full_name())
+        };
+        let labels_are_missing = self.pods.prefixes().miss_labels() && !self.health.fails(NODE);
+        let all = self.discovered && self.followed.values().all(answered) && !labels_are_missing;
+        !(all || self.frozen || self.health.fails(CONNECTION))
+    }
+
     fn start(&mut self, kind: &'static Kind) {
         let watch = self.watch(kind, Duration::ZERO);
         self.watches.insert(id(kind), watch);
-        self.followed
-            .insert(id(kind), Followed { kind, listing: None, listed: false, waits: Waits::default() });
+        self.followed.insert(
+            id(kind),
+            Followed { kind, listing: None, listed: false, opened: false, waits: Waits::default() },
+        );
     }
 
     fn watch(&self, kind: &'static Kind, wait: Duration) -> BoxStream<'static, Change> {
@@ -306,8 +321,11 @@ impl<'a> Follower<'a> {
 
     /// The server opened a watch: a kind that was listed is followed again.
     fn opened(&mut self, path: &str) {
-        let followed = self.followed.values().find(|followed| followed.kind.path() == path);
-        if let Some(followed) = followed.filter(|followed| followed.listed) {
+        let Some(followed) = self.followed.values_mut().find(|followed| followed.kind.path() == path) else {
+            return;
+        };
+        followed.opened = true;
+        if followed.listed {
             self.health.works(&followed.kind.full_name());
         }
     }

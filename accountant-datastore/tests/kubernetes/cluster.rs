@@ -176,36 +176,6 @@ impl Cluster {
     }
 
     /// A connection with a token of a service account.
-    /// Whether there is this kind.
-    pub async fn serves(&self, group: &str, resource: &str) -> bool {
-        let core = group.is_empty();
-        let versions = if core { vec!["v1"] } else { vec!["v1", "v1alpha1", "v1alpha2"] };
-        for version in versions {
-            let path = if core { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
-            let (_, answer) = self.send("GET", &path, None).await;
-            if answer["resources"].as_array().into_iter().flatten().any(|kind| kind["name"] == resource) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Waits until the server knows that this account may not do this.
-    pub async fn refuses(&self, account: &str, (verb, group, resource): (&str, &str, &str)) {
-        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {
-            "user": format!("system:serviceaccount:n:{account}"),
-            "resourceAttributes": {"verb": verb, "group": group, "resource": resource}}});
-        let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
-        loop {
-            let (_, answer) = self.send("POST", path, Some(review.clone())).await;
-            match answer["status"]["allowed"].as_bool() {
-                Some(false) => return,
-                Some(true) => tokio::time::sleep(Duration::from_millis(10)).await,
-                None => panic!("{answer}"),
-            }
-        }
-    }
-
     pub async fn as_account(&self, name: &str) -> Connection {
         let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
         self.create("/api/v1/namespaces/n/serviceaccounts", account).await;

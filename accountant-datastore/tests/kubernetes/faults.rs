@@ -4,6 +4,7 @@ use crate::cluster::{CRD, Cluster, V3, admin, datastore};
 use crate::common::{Names, set};
 use crate::proxy::Fate;
 use accountant_datastore::kubernetes::{Connection, Source};
+use accountant_rigs::rbac::{self, Permission};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -236,15 +237,10 @@ pub async fn the_role_that_we_ship_is_enough_and_less_is_told(binary: PathBuf) {
     names.until("forbidden", |names| names.count("forbidden") >= 8).await;
 
     // With exactly the one that we ship.
-    let file = accountant_rigs::root().join("deploy/kubernetes/clusterrole.yaml");
-    let role: Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
-    let rbac = "/apis/rbac.authorization.k8s.io/v1";
-    cluster.create(&format!("{rbac}/clusterroles"), role.clone()).await;
-    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-        "metadata": {"name": "agent"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "calico-packet-accountant"},
-        "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": "n"}]});
-    cluster.create(&format!("{rbac}/clusterrolebindings"), binding).await;
+    let role = rbac::role().unwrap();
+    let api = "/apis/rbac.authorization.k8s.io/v1";
+    cluster.create(&format!("{api}/clusterroles"), role.clone()).await;
+    cluster.create(&format!("{api}/clusterrolebindings"), rbac::binding("n", "agent")).await;
     names.in_sync().await;
     let scoped = json!({"interfacePrefix": "gke", "nodeSelector": "all()"});
     cluster.calico(CRD, "FelixConfiguration", "felixconfigurations", "some", scoped).await;
@@ -256,65 +252,17 @@ pub async fn the_role_that_we_ship_is_enough_and_less_is_told(binary: PathBuf) {
     assert_eq!(names.hosts().len(), 1);
     assert!(names.status().errors.is_empty(), "{:?}", names.status());
 
-    // Without one kind, that is told, and all others go on.
-    let path = format!("{rbac}/clusterroles/calico-packet-accountant");
-    let less = without(&role, "networkpolicies", "list", "networking.k8s.io");
-    cluster.patch(&path, json!({"rules": less})).await;
+    // Without one kind, that is told, and all others go on. (Each other permission: tests/kernel/datastores.)
+    let path = format!("{api}/clusterroles/{}", rbac::ROLE);
+    let [group, resource, verb] = ["networking.k8s.io", "networkpolicies", "list"].map(String::from);
+    let listing = Permission { group, resource, verb };
+    cluster.patch(&path, json!({"rules": listing.taken_from(&role)})).await;
     let mut less = Names::of(datastore(connection.clone()));
     less.error("cannot list networkpolicies.networking.k8s.io").await;
     less.until("the rest", |less| less.policy_names() == set(&["n/c"]) && less.pods() == set(&["n/a"])).await;
     assert!(!less.status().in_sync);
     let errors = &less.status().errors;
     assert_eq!(errors.len(), 1, "{errors:?}");
-    drop(less);
-
-    // Each permission is needed: without any one of them, exactly that one is told.
-    let served = ["", "networking.k8s.io", "policy.networking.k8s.io", CALICO];
-    let mut tried = 0;
-    for rule in role["rules"].as_array().unwrap() {
-        let all = |field: &str| rule[field].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
-        for group in all("apiGroups").filter(|group| served.contains(group)) {
-            for (resource, verb) in all("resources").flat_map(|r| all("verbs").map(move |verb| (r, verb))) {
-                if !cluster.serves(group, resource).await {
-                    continue;
-                }
-                cluster.patch(&path, json!({"rules": without(&role, resource, verb, group)})).await;
-                cluster.refuses("agent", (verb, group, resource)).await;
-                let mut less = Names::of(datastore(connection.clone()));
-                let what = format!("cannot {verb} resource \"{resource}\" in API group \"{group}\"");
-                less.error(&what).await;
-                let errors = &less.status().errors;
-                assert_eq!(errors.len(), 1, "{what}: {errors:?}");
-                tried += 1;
-            }
-        }
-    }
-    assert!(tried >= 15, "{tried}");
-}
-
-/// The rules of a role without one permission.
-fn without(role: &Value, resource: &str, verb: &str, group: &str) -> Vec<Value> {
-    let mut rules = Vec::new();
-    let but = |words: &Value, word: &str| {
-        let all = words.as_array().unwrap().iter().filter(|w| **w != word).cloned();
-        all.collect::<Vec<_>>()
-    };
-    let has = |words: &Value, word: &str| words.as_array().unwrap().iter().any(|w| *w == word);
-    for rule in role["rules"].as_array().unwrap() {
-        let (groups, resources, verbs) = (&rule["apiGroups"], &rule["resources"], &rule["verbs"]);
-        if !has(groups, group) || !has(resources, resource) || !has(verbs, verb) {
-            rules.push(rule.clone());
-            continue;
-        }
-        let rule =
-            |groups, resources, verbs| json!({"apiGroups": groups, "resources": resources, "verbs": verbs});
-        rules.push(rule(json!(but(groups, group)), resources.clone(), verbs.clone()));
-        rules.push(rule(json!([group]), json!(but(resources, resource)), verbs.clone()));
-        rules.push(rule(json!([group]), json!([resource]), json!(but(verbs, verb))));
-    }
-    // The API server wants none of them empty.
-    rules.retain(|rule| ["apiGroups", "resources", "verbs"].iter().all(|field| rule[*field] != json!([])));
-    rules
 }
 
 pub async fn a_datastore_that_is_not_ready_keeps_its_last_names(binary: PathBuf) {

@@ -5,6 +5,7 @@
 //! listed as ignored; with `ACCOUNTANT_REQUIRE_SERVERS` set, as in CI, it fails. What is ignored always, and run with
 //! `--ignored`, measures a large cluster for `docs/datastore.md`.
 
+mod permissions;
 mod scale;
 mod srv;
 #[path = "../support/mod.rs"]
@@ -35,16 +36,19 @@ fn main() -> ExitCode {
     };
     let missing = binary.is_err() && std::env::var_os("ACCOUNTANT_REQUIRE_SERVERS").is_none();
     if let (Err(reason), false) = (&binary, arguments.list) {
-        eprintln!("NOT RUN: kubernetes_names_come_later_and_go_without_loss: it {reason}");
+        eprintln!("NOT RUN: what needs Kubernetes' API server: it {reason}");
     }
     let etcd = || through_all::<InEtcd>(&PathBuf::new(), Version::V3_31, Backend::IptablesNft);
     let at = binary.clone().unwrap_or_default();
+    let server = binary.clone();
+    let permissions = move || permissions::check_names_each_that_is_missing(&server.map_err(Failed::from)?);
     let kubernetes =
         move || through_all::<InKubernetes>(&binary.map_err(Failed::from)?, Version::V3_32, Backend::Legacy);
     let tests = vec![
         Trial::test("measure", move || scale::measure(&at)).with_ignored_flag(true),
         Trial::test("etcd_is_found_by_srv_records", srv::etcd_is_found_by_srv_records),
         Trial::test("etcd_names_come_later_and_go_without_loss", etcd),
+        Trial::test("check_names_each_permission_that_is_missing", permissions).with_ignored_flag(missing),
         Trial::test("kubernetes_names_come_later_and_go_without_loss", kubernetes).with_ignored_flag(missing),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -92,10 +96,7 @@ impl Server for InKubernetes {
     fn start(binary: &Path, objects: &[Value]) -> Self {
         let server = ApiServer::start(binary, &[]).unwrap();
         block_on(async {
-            let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
-            let options = KubeConfigOptions::default();
-            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-            let client = Client::try_from(config).unwrap();
+            let client = client(&server).await;
             for crd in crds("projectcalico.org").unwrap() {
                 create(&client, "apiextensions.k8s.io/v1", "customresourcedefinitions", &crd).await;
             }
@@ -125,6 +126,13 @@ fn plural(kind: &str) -> String {
     kind.strip_suffix('y').map_or(format!("{kind}s"), |stem| format!("{stem}ies"))
 }
 
+async fn client(server: &ApiServer) -> Client {
+    let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
+    let options = KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
 async fn create(client: &Client, version: &str, plural: &str, object: &Value) {
     let root = if version.contains('/') { "apis" } else { "api" };
     let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str);
@@ -132,7 +140,7 @@ async fn create(client: &Client, version: &str, plural: &str, object: &Value) {
     let path = format!("/{root}/{version}/{within}{plural}");
     let begin = Instant::now();
     loop {
-        match send(client, "POST", &path, "application/json", object).await {
+        match send(client, "POST", &path, "application/json", object).await.0 {
             200..300 | 409 => break,
             // What was just installed is served soon.
             status => assert!(begin.elapsed() < Duration::from_secs(60), "{path}: {status}: {object}"),
@@ -142,15 +150,18 @@ async fn create(client: &Client, version: &str, plural: &str, object: &Value) {
     if object["status"].is_object() {
         let path = format!("{path}/{}/status", object["metadata"]["name"].as_str().unwrap());
         let status = json!({"status": object["status"]});
-        let answer = send(client, "PATCH", &path, "application/merge-patch+json", &status).await;
+        let answer = send(client, "PATCH", &path, "application/merge-patch+json", &status).await.0;
         assert!(answer < 300, "{path}: {answer}");
     }
 }
 
-async fn send(client: &Client, method: &str, path: &str, content: &str, body: &Value) -> u16 {
+async fn send(client: &Client, method: &str, path: &str, content: &str, body: &Value) -> (u16, Value) {
     let request = http::Request::builder().method(method).uri(path).header("content-type", content);
     let request = request.body(Body::from(body.to_string().into_bytes())).unwrap();
-    client.send(request).await.unwrap().status().as_u16()
+    let response = client.send(request).await.unwrap();
+    let status = response.status().as_u16();
+    let bytes = response.into_body().collect_bytes().await.unwrap();
+    (status, serde_json::from_slice(&bytes).unwrap_or_default())
 }
 
 /// Runs to the end on this thread, which is in the namespace.

@@ -12,6 +12,7 @@ mod go;
 mod platform;
 pub mod preload;
 mod process;
+pub mod rbac;
 
 pub use apiserver::{ApiServer, binary};
 pub use certificates::Certificates;
