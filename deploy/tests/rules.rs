@@ -39,18 +39,6 @@ fn prometheus_takes_the_rules() {
     assert_eq!(found, all().unwrap().len());
 }
 
-/// Debian's Prometheus is built without Kubernetes: targets are replaced, the rest is checked.
-#[test]
-fn prometheus_takes_the_scrape_jobs() {
-    let jobs = read("deploy/prometheus/scrape.yaml").unwrap();
-    let pods = "kubernetes_sd_configs:\n  - role: pod\n";
-    assert_eq!(jobs.matches(pods).count(), 3);
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("scrape.yaml");
-    std::fs::write(&file, jobs.replace(pods, "static_configs: [{targets: [a]}]\n")).unwrap();
-    promtool_on(&["check", "config"], &[file]);
-}
-
 #[test]
 fn alerts_fire_and_are_silent_as_their_tests_say() {
     promtool_on(&["test", "rules"], &files(TESTS, ".yaml").unwrap());

@@ -9,7 +9,7 @@ use accountant_lab::Namespace;
 use accountant_lab::agent::ADDRESS;
 use accountant_lab::felix::Backend;
 use accountant_lab::policy::Truth;
-use accountant_lab::scenario::{Visit, demo};
+use accountant_lab::scenario::{NODE_NAME, Scenario, Visit, demo};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::fs;
@@ -52,6 +52,22 @@ fn felix() -> Vec<(String, String)> {
     }
     assert!(found.len() >= 6, "{}", found.len());
     found
+}
+
+/// What kube-state-metrics tells of the scenario's pods, of one that is in the node's network, and of one that has ended.
+fn kube_state(scenario: &Scenario) -> String {
+    let pods = scenario.model.endpoints.iter();
+    let pods = pods.map(|pod| (pod.namespace.as_str(), pod.pod.as_str(), "false", "Running"));
+    let others =
+        [("kube-system", "calico-node", "true", "Running"), ("shop", "migration", "false", "Succeeded")];
+    let mut text = String::new();
+    for (namespace, pod, host_network, phase) in pods.chain(others) {
+        let of = format!("namespace=\"{namespace}\",pod=\"{pod}\"");
+        writeln!(text, "kube_pod_info{{{of},node=\"{NODE_NAME}\",host_network=\"{host_network}\"}} 1")
+            .unwrap();
+        writeln!(text, "kube_pod_status_phase{{{of},phase=\"{phase}\"}} 1").unwrap();
+    }
+    text
 }
 
 /// A running Prometheus; ended when dropped.
@@ -128,7 +144,8 @@ fn every_panel_has_data_and_every_rule_can_be_evaluated() {
     let _agent = lab.agent(&more);
     let host = lab.node.host();
     let mut targets = vec![("accountant".to_string(), ADDRESS.to_string())];
-    for ((name, text), port) in felix().into_iter().zip(9100..) {
+    let others = [("kube-state-metrics".to_string(), kube_state(&scenario))];
+    for ((name, text), port) in felix().into_iter().chain(others).zip(9100..) {
         serve(host, port, text);
         targets.push((name, format!("127.0.0.1:{port}")));
     }

@@ -360,11 +360,7 @@ impl Engine {
         if let Some(update) = next {
             changed |= update.apply_to(&mut self.books.index);
         }
-        self.names.in_sync = status.in_sync;
-        self.names.tried |= status.in_sync || !status.errors.is_empty();
-        self.names.pending = status.pending;
-        self.names.reason = status.errors.join("; ");
-        self.names.errors = status.counts;
+        self.names.take(status);
         if changed {
             self.names.last_event = Some(SystemTime::now());
             self.books.rename();

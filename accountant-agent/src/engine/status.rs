@@ -193,6 +193,17 @@ pub struct DatastoreStatus {
     pub objects: BTreeMap<String, usize>,
 }
 
+impl DatastoreStatus {
+    /// Takes what the datastore reports.
+    pub(super) fn take(&mut self, status: accountant_datastore::Status) {
+        self.in_sync = status.in_sync;
+        self.tried |= status.in_sync || !status.errors.is_empty();
+        self.pending = status.pending;
+        self.reason = status.errors.join("; ");
+        self.errors = status.counts;
+    }
+}
+
 /// How the programs in the kernel are doing.
 #[derive(Clone, Debug, Default)]
 pub struct KernelStatus {

@@ -10,6 +10,7 @@ mod scale;
 mod srv;
 #[path = "../support/mod.rs"]
 mod support;
+mod swap;
 
 use accountant_lab::books::{Books, Line, counted, expected};
 use accountant_lab::felix::{Backend, Dialect, Version};
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let tests = vec![
         Trial::test("measure", move || scale::measure(&at)).with_ignored_flag(true),
         Trial::test("etcd_is_found_by_srv_records", srv::etcd_is_found_by_srv_records),
+        Trial::test("the_environment_of_calico_accountant_is_enough", swap::its_environment_is_enough),
         Trial::test("etcd_names_come_later_and_go_without_loss", etcd),
         Trial::test("check_names_each_permission_that_is_missing", permissions).with_ignored_flag(missing),
         Trial::test("kubernetes_names_come_later_and_go_without_loss", kubernetes).with_ignored_flag(missing),

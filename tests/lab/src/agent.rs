@@ -59,34 +59,53 @@ pub struct Agent {
 impl Agent {
     /// Starts `accountant run` and waits until it is ready.
     pub fn start(namespace: &Namespace, program: &Path, arguments: &[&str]) -> Result<Self> {
-        let mut agent = Self::spawn(namespace, program, arguments)?;
+        Self::spawn(namespace, program, arguments)?.ready()
+    }
+
+    /// The same with nothing but these variables.
+    pub fn start_by_environment(
+        namespace: &Namespace,
+        program: &Path,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        // As below: nothing outlives it.
+        let alone = [("ACCOUNTANT_KERNEL_PINS", ""), ("ACCOUNTANT_STATE_DIR", "")];
+        let mut command = command(namespace, program)?;
+        command.arg("run").envs(alone).envs(environment.iter().copied());
+        Self::of(namespace, program, command)?.ready()
+    }
+
+    fn ready(mut self) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
-        while !agent.get("/readyz").is_ok_and(|answer| answer.status == 200) {
-            if Instant::now() > deadline || agent.has_ended() {
-                return Err(Error::Agent { doing: "get ready", log: agent.log() });
+        while !self.get("/readyz").is_ok_and(|answer| answer.status == 200) {
+            if Instant::now() > deadline || self.has_ended() {
+                return Err(Error::Agent { doing: "get ready", log: self.log() });
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Ok(agent)
+        Ok(self)
     }
 
     /// Starts `accountant run` without waiting.
     pub fn spawn(namespace: &Namespace, program: &Path, arguments: &[&str]) -> Result<Self> {
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let log = std::env::temp_dir().join(format!("{}-{number}.log", namespace.name()));
-        let file = File::create(&log).map_err(Error::file("create", &log))?;
         // Nothing outlives an agent that a test has not asked to: its namespace does not either.
         let lacks = |flag: &str| arguments.iter().all(|argument| !argument.starts_with(flag));
         let (pins, state) = (lacks("--kernel-pins"), lacks("--state-dir"));
-        let child = command(namespace, program)?
+        let mut command = command(namespace, program)?;
+        command
             .args(["run", "--listen-address", ADDRESS])
             .args(pins.then_some("--kernel-pins="))
             .args(state.then_some("--state-dir="))
-            .args(arguments)
-            .stdout(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .map_err(Error::file("start", program))?;
+            .args(arguments);
+        Self::of(namespace, program, command)
+    }
+
+    fn of(namespace: &Namespace, program: &Path, mut command: Command) -> Result<Self> {
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = std::env::temp_dir().join(format!("{}-{number}.log", namespace.name()));
+        let file = File::create(&log).map_err(Error::file("create", &log))?;
+        let child =
+            command.stdout(Stdio::null()).stderr(file).spawn().map_err(Error::file("start", program))?;
         Ok(Self { namespace: namespace.clone(), child, log })
     }
 
