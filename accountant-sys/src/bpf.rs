@@ -23,6 +23,7 @@ const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
 const LINK_CREATE: libc::c_long = 28;
 const ENABLE_STATS: libc::c_long = 32;
+const LINK_DETACH: libc::c_long = 34;
 /// Words of `struct bpf_prog_info`, and which of them are `run_time_ns` and `run_cnt` (Linux 5.1).
 const PROG_INFO: usize = 32;
 const RUN_TIME: usize = 24;
@@ -152,6 +153,13 @@ pub fn link_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(RAW_TRACEPOINT_OPEN, &raw mut attr) }?;
     // SAFETY: as above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes a link's program away from its place, whoever holds the link, as `bpftool link detach` does.
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = raw(link);
+    // SAFETY: a number.
+    unsafe { bpf(LINK_DETACH, &raw mut attr) }.map(drop)
 }
 
 /// `struct { … }` of `BPF_OBJ_*`.

@@ -9,24 +9,22 @@
 mod support;
 
 use accountant_core::Counter;
-use accountant_lab::apply::Felix;
 use accountant_lab::books::{counted, counted_bytes, differences, expected, expected_bytes};
 use accountant_lab::felix::Backend;
-use accountant_lab::policy::{Packet, Protocol, Rule, Truth};
+use accountant_lab::policy::{Packet, Protocol, Truth};
 use accountant_lab::traffic::{Flood, QUESTION, UdpEcho, Until, udp, udp_length};
 use accountant_lab::{Agent, Scenario};
-use serde_json::Value;
+use accountant_sys::bpf;
 use std::net::{IpAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
-use support::bpffs::BpfFilesystem;
-use support::lab::{Lab, dialect, prepend, v4};
-use support::streams::{ALLOWED, DENIED_LAST, NOBODYS, SIZE, Stream, shop};
-use support::{Lacks, Scrape, Series, lacks, run, scrape, wait_until};
-use tempfile::TempDir;
+use support::lab::v4;
+use support::place::{ANSWERED, Place, is_attached, names};
+use support::streams::{ALLOWED, DENIED_LAST, NOBODYS, SIZE, Stream};
+use support::{Lacks, Scrape, Series, lacks, scrape, wait_until};
 
 /// How often the agent is killed where nothing else is said.
 const RESTARTS: usize = 8;
@@ -34,8 +32,6 @@ const RESTARTS: usize = 8;
 const RATE: u32 = 1000;
 /// One packet in so many is denied.
 const EVERY: u64 = 50;
-/// Flows of which the first packet is new and all others are established.
-const ANSWERED: u16 = 5001;
 const QUESTIONS: u64 = 20;
 /// Below the ports that the kernel chooses.
 const FIRST_PORT: u16 = 10_000;
@@ -46,89 +42,6 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn restarts() -> usize {
     let given = std::env::var("ACCOUNTANT_RESTARTS").ok();
     given.map_or(RESTARTS, |text| text.parse().expect("a number of restarts"))
-}
-
-/// A lab, and a folder for what outlives its agents.
-struct Place {
-    felix: Felix,
-    lab: Lab,
-    scenario: Scenario,
-    bpffs: BpfFilesystem,
-    state: TempDir,
-}
-
-impl Place {
-    fn new(backend: Backend) -> Self {
-        let mut scenario = shop();
-        prepend(&mut scenario, ("shop", "web"), Rule::allow().udp(&[ANSWERED]));
-        let lab = Lab::new(&scenario);
-        let mut felix = lab.node.felix(dialect(backend));
-        felix.apply(&scenario.model).unwrap();
-        Self { felix, lab, scenario, bpffs: BpfFilesystem::new(), state: tempfile::tempdir().unwrap() }
-    }
-
-    fn pins(&self) -> PathBuf {
-        self.bpffs.pins()
-    }
-
-    /// Starts the agent and waits until it is ready.
-    fn agent(&self) -> Agent {
-        let mut agent = self.spawn();
-        wait_until("the agent is ready", || agent.get("/readyz").is_ok_and(|answer| answer.status == 200));
-        assert!(!agent.has_ended());
-        agent
-    }
-
-    /// Starts it without waiting until it is ready.
-    fn spawn(&self) -> Agent {
-        let pins = self.pins().display().to_string();
-        let lock = self.lab.node.host().lock_file().display().to_string();
-        self.lab.spawn(&[
-            "--kernel-pins",
-            &pins,
-            "--state-dir",
-            &self.state.path().display().to_string(),
-            "--max-age",
-            "0s",
-            "--poll-interval",
-            "1s",
-            "--xtables-lock-file",
-            &lock,
-            "--kernel-program-statistics=true",
-        ])
-    }
-
-    fn detach(&self) -> (String, String, i32) {
-        run(self.lab.node.host(), &["detach", "--kernel-pins", self.pins().to_str().unwrap()])
-    }
-
-    /// What `check` says is in the way of a folder's use.
-    fn why_nothing_stays(&self, folder: &Path) -> Option<String> {
-        let folder = folder.to_str().unwrap();
-        let more = ["check", "--json", "--kernel-pins", folder];
-        let (said, error, _) = run(self.lab.node.host(), &[&more[..], &self.lab.arguments()].concat());
-        let said: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said} {error}"));
-        let kept = &said["kernel_programs"]["kept"];
-        assert_eq!(kept["folder"], folder, "{said:#}");
-        kept["reason"].as_str().map(String::from)
-    }
-
-    /// The folder of this node's network namespace, and what is in it.
-    fn left(&self) -> (PathBuf, Vec<String>) {
-        let namespace = names(&self.pins());
-        let folder = self.pins().join(namespace.first().cloned().unwrap_or_default());
-        let left = if namespace.is_empty() { Vec::new() } else { names(&folder) };
-        (folder, left)
-    }
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
-}
-
-fn is_attached(agent: &Agent) -> bool {
-    scrape(agent).sum("calico_accountant_kernel_programs_attached", &[]) > 0.0
 }
 
 /// What goes on over restarts, packets and bytes: all traffic of endpoints, and what was decided about it.
@@ -379,6 +292,45 @@ fn what_stays_is_used_replaced_and_detached() {
     assert_eq!(new_to_web(&agent), 19);
     send(1);
     assert_eq!(new_to_web(&agent), 20);
+}
+
+/// Somebody detaches the programs by force: that is noticed and said, and they are attached again.
+#[test]
+fn what_somebody_detached_is_attached_again() {
+    if lacks(Lacks::Programs) {
+        return;
+    }
+    let place = Place::new(Backend::Nft);
+    let node = &place.lab.node;
+    let client = &node.pod("default", "client").unwrap().netns;
+    let send = |packets| udp(client, v4(node, "shop", "web"), ALLOWED, 1, packets, SIZE).unwrap();
+    let allowed = |agent: &Agent| {
+        let labels = [("pod", "web"), ("direction", "ingress"), ("action", "allow")];
+        scrape(agent).sum("calico_accountant_policy_packets_total", &labels) as u64
+    };
+    let agent = place.agent();
+    wait_until("programs are attached", || is_attached(&agent));
+    send(3);
+    assert_eq!((new_to_web(&agent), allowed(&agent)), (3, 3));
+    let (folder, left) = place.left();
+    let maps = folder.join(&left[0]);
+    let links = maps.join(names(&maps).into_iter().find(|name| name.starts_with("links-")).unwrap());
+    let forward = names(&links).into_iter().filter(|name| name.ends_with("IPv4-forward"));
+    let detached = forward.map(|name| bpf::detach(bpf::pinned(&links.join(name)).unwrap().as_fd()).unwrap());
+    assert_eq!(detached.count(), 2);
+    // Nobody but the rules sees these.
+    send(4);
+    agent.settled().unwrap();
+    assert_eq!((new_to_web(&agent), allowed(&agent)), (3, 7));
+    assert!(agent.log().contains("somebody detached a program from the packet filter"), "{}", agent.log());
+    send(5);
+    assert_eq!((new_to_web(&agent), allowed(&agent)), (8, 12));
+    // The next agent finds what this one attached.
+    drop(agent);
+    send(6);
+    let agent = place.agent();
+    assert_eq!((new_to_web(&agent), allowed(&agent)), (14, 18));
+    assert!(!agent.log().contains("somebody detached"), "{}", agent.log());
 }
 
 /// Its interface has the same name then.

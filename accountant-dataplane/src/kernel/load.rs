@@ -196,6 +196,38 @@ impl Loaded {
         results
     }
 
+    /// Attaches programs again that somebody detached (`bpftool link detach`). A link does not tell whether it still is one, but
+    /// the kernel takes no second program of one priority in a hook (`EBUSY`): where it does, the first one is gone.
+    pub(super) fn attach_again(&mut self) -> Result<(), CannotHere> {
+        for place in places() {
+            // Nobody can detach from the tracepoint.
+            let Place::Filter { family: (family, _), hook: (hook, _), priority } = place else { continue };
+            let program = if priority == AFTER { "after" } else { "before" };
+            let Some(program) = self.get(&program_file(program)) else { continue };
+            if let Ok(link) = bpf::link_netfilter(program, family, hook, priority) {
+                tracing::warn!(
+                    place = place.file(),
+                    "somebody detached a program from the packet filter: it is attached again, and packets that it did not \
+                     see are counted by the rules alone"
+                );
+                match &mut self.kept {
+                    Some(kept) => kept.replace(&place.file(), link)?,
+                    None => {
+                        self.held.retain(|(name, _)| *name != place.file());
+                        self.held.push((place.file(), link));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A link or program that is held.
+    fn get(&self, file: &str) -> Option<BorrowedFd<'_>> {
+        let held = self.held.iter().find(|(known, _)| known == file).map(|(_, object)| object.as_fd());
+        held.or_else(|| self.kept.as_ref()?.get(file))
+    }
+
     fn keep(&mut self, name: String, object: OwnedFd) -> Result<(), CannotHere> {
         match &mut self.kept {
             Some(kept) => kept.keep(&name, object),
@@ -209,9 +241,7 @@ impl Loaded {
     /// How often each program ran, as far as the kernel keeps statistics.
     pub(super) fn runs(&self) -> Vec<(&'static str, Runs)> {
         let runs = |name: &'static str| {
-            let file = program_file(name);
-            let held = self.held.iter().find(|(known, _)| *known == file).map(|(_, program)| program.as_fd());
-            let program = held.or_else(|| self.kept.as_ref()?.get(&file))?;
+            let program = self.get(&program_file(name))?;
             Some((name, bpf::runs(program).ok()?)).filter(|(_, runs)| runs.count > 0)
         };
         PROGRAMS.into_iter().filter_map(runs).collect()

@@ -206,7 +206,8 @@ impl Programs {
     fn take_flows(&self) -> Flows {
         let mut state = self.lock();
         let State::On { witness, .. } = &mut *state else { return Flows::default() };
-        witness.take_flows().unwrap_or_else(|reason| {
+        let flows = witness.attach_again().and_then(|()| witness.take_flows());
+        flows.unwrap_or_else(|reason| {
             *state = lost(reason);
             Flows::default()
         })

@@ -131,6 +131,14 @@ impl Links {
         self.links.iter().find(|(known, _)| known == name).map(|(_, link)| link.as_fd())
     }
 
+    /// Keeps a link in place of the one that had its name.
+    pub(super) fn replace(&mut self, name: &str, link: OwnedFd) -> Result<(), CannotHere> {
+        self.links.retain(|(known, _)| known != name);
+        // It may be gone, too.
+        let _ = fs::remove_file(self.folder.join(name));
+        self.keep(name, link)
+    }
+
     /// Keeps a link, or a program.
     pub(super) fn keep(&mut self, name: &str, link: OwnedFd) -> Result<(), CannotHere> {
         let path = self.folder.join(name);

@@ -287,6 +287,11 @@ impl Witness {
         Ok(verdicts)
     }
 
+    /// Attaches programs again that somebody detached.
+    pub(super) fn attach_again(&mut self) -> Result<(), CannotHere> {
+        self.loaded.attach_again()
+    }
+
     /// How often each program ran, as far as the kernel keeps statistics.
     pub(super) fn runs(&self) -> Vec<(&'static str, Runs)> {
         self.loaded.runs()

@@ -4,6 +4,7 @@
 pub mod bpffs;
 pub mod container;
 pub mod lab;
+pub mod place;
 pub mod routers;
 pub mod streams;
 pub mod unit;
