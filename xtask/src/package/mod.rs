@@ -1,6 +1,6 @@
 //! What is shipped: one static binary for each architecture, in a container image and in a Debian package, with its licences and
-//! its bill of materials. Paths of the machine are left out of the binary, and nothing has a time. Builds in two folders
-//! still differ, in hashes of crates of the programs in the kernel (`image --twice` compares). No tools of containers or of Debian are needed, and no daemon.
+//! its bill of materials. Paths of the machine are left out of the binary, and nothing has a time: the same sources give the same
+//! bytes in whatever folder (`image --twice` compares). No tools of containers or of Debian are needed, and no daemon.
 
 mod archive;
 pub(crate) mod deb;
