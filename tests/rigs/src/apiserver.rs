@@ -118,7 +118,7 @@ fn start(
     let arguments: Vec<_> = own.chain(flags.iter().cloned()).collect();
     let log = folder.join("log");
     let (mut process, out) = Process::start(binary, &arguments, &log)?;
-    let line = first_line(out)?;
+    let line = first_line(out);
     if line.is_empty() {
         process.check(&log)?;
         bail!("the API server said nothing: {}", fs::read_to_string(log).unwrap_or_default());

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How long a server may take to begin.
@@ -48,7 +49,14 @@ impl Process {
 
     fn end_now(&mut self) {
         drop(self.child.stdin.take());
-        let _ = self.child.wait();
+        let begin = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if begin.elapsed() > PATIENCE {
+                // It should have ended by itself, and the tests should.
+                let _ = self.child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The process that the shell started in the background: the one child of it that is not `cat`.
@@ -76,11 +84,16 @@ impl Drop for Process {
     }
 }
 
-/// The first line that a server prints.
-pub(crate) fn first_line(out: ChildStdout) -> Result<String> {
-    let mut line = String::new();
-    BufReader::new(out).read_line(&mut line)?;
-    Ok(line)
+/// The first line that a server prints; nothing if it does not for too long, or ends.
+pub(crate) fn first_line(out: ChildStdout) -> String {
+    let (told, line) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let _ = BufReader::new(out).read_line(&mut line);
+        // Nobody may wait for it any more.
+        let _ = told.send(line);
+    });
+    line.recv_timeout(PATIENCE).unwrap_or_default()
 }
 
 /// Ports that nobody listens on now.
