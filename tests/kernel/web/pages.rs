@@ -9,12 +9,12 @@ use std::os::fd::OwnedFd;
 #[test]
 fn the_page_links_what_is_served() {
     let namespace = Namespace::new("page").unwrap();
-    let more = ["--web.listen-address", "127.0.0.1:9010,[::1]:9011"];
+    let more = ["--web.listen-address", "127.0.0.1:9010,[::1]:9011", "--accepted-flows"];
     let agent = Agent::start(&namespace, program(), &more).unwrap();
     let page = agent.get("/").unwrap().body;
     let links: Vec<_> =
         page.split("href=").skip(1).filter_map(|rest| rest.split(['>', '<']).next()).collect();
-    assert!(links.len() >= 5, "{page}");
+    assert!(links.len() >= 5 && links.contains(&"/flows"), "{page}");
     for link in links {
         let link = link.trim_matches('"');
         // What would go on for ever, if there were rules here that programs could look at.

@@ -95,20 +95,24 @@ impl Service {
     }
 }
 
-async fn landing() -> Html<&'static str> {
-    Html(concat!(
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Calico packet accountant</title>",
-        "<h1>Calico packet accountant</h1><p>Version ",
-        env!("CARGO_PKG_VERSION"),
-        "<ul><li><a href=/metrics>/metrics</a>: for Prometheus; ",
-        "<code>?collect[]=NAME</code> chooses families",
-        "<li><a href=/accounts>/accounts</a>: the accounts as JSON",
-        "<li><a href=/denied>/denied</a>: flows that were denied lately, as JSON",
-        "<li><a href=/denied/follow>/denied/follow</a>: flows as they are denied, a JSON object a line",
-        "<li><a href=/flows>/flows</a>: flows that were accepted lately, as JSON (<code>--accepted-flows</code>)",
-        "<li><a href=/readyz>/readyz</a>: whether all that applies is read, or why not",
-        "<li><a href=/healthz>/healthz</a>: whether the agent lives</ul>\n",
-    ))
+/// What is always served, and what is where it is wanted.
+const LANDING: &str = concat!(
+    "<!doctype html><html lang=en><meta charset=utf-8><title>Calico packet accountant</title>",
+    "<h1>Calico packet accountant</h1><p>Version ",
+    env!("CARGO_PKG_VERSION"),
+    "<ul><li><a href=/metrics>/metrics</a>: for Prometheus; ",
+    "<code>?collect[]=NAME</code> chooses families",
+    "<li><a href=/accounts>/accounts</a>: the accounts as JSON",
+    "<li><a href=/denied>/denied</a>: flows that were denied lately, as JSON",
+    "<li><a href=/denied/follow>/denied/follow</a>: flows as they are denied, a JSON object a line",
+    "<li><a href=/readyz>/readyz</a>: whether all that applies is read, or why not",
+    "<li><a href=/healthz>/healthz</a>: whether the agent lives",
+);
+const FLOWS: &str = "<li><a href=/flows>/flows</a>: flows that were accepted lately, as JSON";
+
+async fn landing(State(service): State<Service>) -> Html<String> {
+    let flows = if service.engine.latest().accepted.is_some() { FLOWS } else { "" };
+    Html([LANDING, flows, "</ul>\n"].concat())
 }
 
 async fn metrics(State(service): State<Service>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
