@@ -7,8 +7,8 @@
 
 use crate::count::Dropped;
 use crate::kernel::{field, load, place};
-use accountant_abi::Traffic;
 use crate::path;
+use accountant_abi::Traffic;
 use accountant_abi::verdict::{
     ACCEPTED_LOST, EVENTS_LOST, FLOWS_LOST, Flow, FlowEvent, FlowKey, LOSSES, Note, Side,
 };
