@@ -21,7 +21,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
-use support::lab::v4;
+use support::lab::{Lab, v4};
 use support::place::{ANSWERED, Place, is_attached, names};
 use support::streams::{ALLOWED, DENIED_LAST, NOBODYS, SIZE, Stream};
 use support::{Lacks, Scrape, Series, lacks, scrape, wait_until};
@@ -196,6 +196,18 @@ fn native_nftables() {
     killed_again_and_again(Backend::Nft);
 }
 
+/// Sends the web packets that a policy allows.
+fn send_to_web(lab: &Lab, packets: u32) {
+    let client = &lab.node.pod("default", "client").unwrap().netns;
+    udp(client, v4(&lab.node, "shop", "web"), ALLOWED, 1, packets, SIZE).unwrap();
+}
+
+/// New packets to the web that policies allowed.
+fn allowed_to_web(agent: &Agent) -> u64 {
+    let labels = [("pod", "web"), ("direction", "ingress"), ("action", "allow")];
+    scrape(agent).sum("calico_accountant_policy_packets_total", &labels) as u64
+}
+
 /// New packets to the web, as the programs saw them.
 fn new_to_web(agent: &Agent) -> u64 {
     let labels = [("pod", "web"), ("direction", "ingress"), ("state", "new")];
@@ -227,9 +239,7 @@ fn what_stays_is_used_replaced_and_detached() {
         return;
     }
     let place = Place::new(Backend::Nft);
-    let node = &place.lab.node;
-    let client = &node.pod("default", "client").unwrap().netns;
-    let send = |packets| udp(client, v4(node, "shop", "web"), ALLOWED, 1, packets, SIZE).unwrap();
+    let send = |packets| send_to_web(&place.lab, packets);
 
     // While no agent runs, too.
     let agent = place.agent();
@@ -301,17 +311,11 @@ fn what_somebody_detached_is_attached_again() {
         return;
     }
     let place = Place::new(Backend::Nft);
-    let node = &place.lab.node;
-    let client = &node.pod("default", "client").unwrap().netns;
-    let send = |packets| udp(client, v4(node, "shop", "web"), ALLOWED, 1, packets, SIZE).unwrap();
-    let allowed = |agent: &Agent| {
-        let labels = [("pod", "web"), ("direction", "ingress"), ("action", "allow")];
-        scrape(agent).sum("calico_accountant_policy_packets_total", &labels) as u64
-    };
+    let send = |packets| send_to_web(&place.lab, packets);
     let agent = place.agent();
     wait_until("programs are attached", || is_attached(&agent));
     send(3);
-    assert_eq!((new_to_web(&agent), allowed(&agent)), (3, 3));
+    assert_eq!((new_to_web(&agent), allowed_to_web(&agent)), (3, 3));
     let (folder, left) = place.left();
     let maps = folder.join(&left[0]);
     let links = maps.join(names(&maps).into_iter().find(|name| name.starts_with("links-")).unwrap());
@@ -321,15 +325,15 @@ fn what_somebody_detached_is_attached_again() {
     // Nobody but the rules sees these.
     send(4);
     agent.settled().unwrap();
-    assert_eq!((new_to_web(&agent), allowed(&agent)), (3, 7));
+    assert_eq!((new_to_web(&agent), allowed_to_web(&agent)), (3, 7));
     assert!(agent.log().contains("somebody detached a program from the packet filter"), "{}", agent.log());
     send(5);
-    assert_eq!((new_to_web(&agent), allowed(&agent)), (8, 12));
+    assert_eq!((new_to_web(&agent), allowed_to_web(&agent)), (8, 12));
     // The next agent finds what this one attached.
     drop(agent);
     send(6);
     let agent = place.agent();
-    assert_eq!((new_to_web(&agent), allowed(&agent)), (14, 18));
+    assert_eq!((new_to_web(&agent), allowed_to_web(&agent)), (14, 18));
     assert!(!agent.log().contains("somebody detached"), "{}", agent.log());
 }
 
@@ -339,18 +343,12 @@ fn a_pod_that_comes_back_goes_on_counting() {
     let mut place = Place::new(Backend::Nft);
     let mut without = place.scenario.model.clone();
     without.endpoints.retain(|endpoint| &*endpoint.pod != "web");
-    let node = &place.lab.node;
-    let client = &node.pod("default", "client").unwrap().netns;
-    let send = |packets| udp(client, v4(node, "shop", "web"), ALLOWED, 1, packets, SIZE).unwrap();
+    let send = |packets| send_to_web(&place.lab, packets);
     let agent = place.agent();
     if !lacks(Lacks::Programs) {
         wait_until("programs are attached", || is_attached(&agent));
     }
-    let allowed = || {
-        let labels = [("pod", "web"), ("direction", "ingress"), ("action", "allow")];
-        scrape(&agent).sum("calico_accountant_policy_packets_total", &labels) as u64
-    };
-    let count = || (allowed(), new_to_web(&agent));
+    let count = || (allowed_to_web(&agent), new_to_web(&agent));
     send(3);
     let before = count();
     for model in [&without, &place.scenario.model] {

@@ -1,11 +1,9 @@
 //! `accountant show --denied --follow`: denied flows as they happen, from a running agent.
 
-use super::show::{connect, nobody};
+use super::show::{connect, get, nobody};
 use crate::export::denied;
 use anyhow::{Context, anyhow};
-use axum::body::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::Request;
+use http_body_util::BodyExt;
 use serde_json::Value;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -14,8 +12,7 @@ use std::net::SocketAddr;
 pub(super) async fn follow(agents: &[SocketAddr], json: bool) -> anyhow::Result<()> {
     for &agent in agents {
         if let Some(mut sender) = connect(agent).await? {
-            let request = Request::get("/denied/follow").header("host", agent.to_string());
-            let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await;
+            let answer = get(&mut sender, agent, "/denied/follow").await;
             let mut answer = answer.with_context(|| format!("asking the agent at {agent} (--agent)"))?;
             if !answer.status().is_success() {
                 let status = answer.status();

@@ -8,8 +8,9 @@ use crate::export::{denied, json, table};
 use anyhow::{Context, anyhow};
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::Request;
+use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use std::io::{self, Write};
@@ -37,21 +38,26 @@ async fn print(args: &ShowArgs) -> anyhow::Result<()> {
     if args.follow {
         return follow::follow(&agents, args.json).await;
     }
+    let flows = match (args.denied, args.flows) {
+        (true, _) => Some(("/denied", "denied")),
+        (_, true) => Some(("/flows", "accepted")),
+        _ => None,
+    };
     loop {
         let object = match (&direct, args.direct) {
-            _ if args.denied => ask_any(&agents, "/denied").await?.ok_or_else(|| nobody(&agents))?,
-            _ if args.flows => ask_any(&agents, "/flows").await?.ok_or_else(|| nobody(&agents))?,
+            _ if let Some((path, _)) = flows => {
+                ask_any(&agents, path).await?.ok_or_else(|| nobody(&agents))?
+            }
             (None, false) => match ask_any(&agents, "/accounts").await? {
                 Some(object) => object,
                 None => read(args, &mut direct).await?,
             },
             _ => read(args, &mut direct).await?,
         };
-        let text = match (args.json, args.denied) {
+        let text = match (args.json, flows) {
             (true, _) => format!("{object:#}\n"),
-            (false, true) => denied::render(&object, "denied", SystemTime::now()),
-            (false, false) if args.flows => denied::render(&object, "accepted", SystemTime::now()),
-            (false, false) => table::render(&object, args.all),
+            (false, Some((_, what))) => denied::render(&object, what, SystemTime::now()),
+            (false, None) => table::render(&object, args.all),
         };
         let clear = if args.watch && !args.json { "\x1b[2J\x1b[H" } else { "" };
         match io::stdout().lock().write_all(format!("{clear}{text}").as_bytes()) {
@@ -98,12 +104,21 @@ pub(super) async fn connect(agent: SocketAddr) -> anyhow::Result<Option<SendRequ
     connect.await.with_context(|| format!("asking the agent at {agent} (--agent)"))
 }
 
+/// Sends an agent a request.
+pub(super) async fn get(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    agent: SocketAddr,
+    path: &str,
+) -> anyhow::Result<Response<Incoming>> {
+    let request = Request::get(path).header("host", agent.to_string());
+    Ok(sender.send_request(request.body(Empty::<Bytes>::new())?).await?)
+}
+
 /// Asks an agent. Nothing if none runs there.
 async fn ask(agent: SocketAddr, path: &str) -> anyhow::Result<Option<Value>> {
     let Some(mut sender) = connect(agent).await? else { return Ok(None) };
     let asking = async {
-        let request = Request::get(path).header("host", agent.to_string());
-        let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+        let response = get(&mut sender, agent, path).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         if !status.is_success() {

@@ -67,6 +67,9 @@ impl Following {
             return;
         };
         self.end_if_alone();
+        if self.heard.is_none() {
+            return;
+        }
         for entry in books.name_all(news.flows) {
             // Nobody may follow any more.
             let _ = self.followers.send(Told::Flow(Arc::new(entry)));

@@ -78,16 +78,9 @@ pub fn render(object: &Value, what: &str, now: SystemTime) -> String {
 fn row(flow: &Value, now: SystemTime) -> [String; 8] {
     let age = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
         - flow["last"].as_f64().unwrap_or(0.0);
-    [
-        format!("{:.0}s ago", age.max(0.0)),
-        flow["packets"].as_u64().unwrap_or(0).to_string(),
-        field(flow, "protocol"),
-        end(flow, "source", "source_port"),
-        end(flow, "destination", "destination_port"),
-        table::workload(flow),
-        field(flow, "direction"),
-        by(flow),
-    ]
+    let [protocol, from, to, workload, direction, by] = who(flow);
+    let packets = flow["packets"].as_u64().unwrap_or(0).to_string();
+    [format!("{:.0}s ago", age.max(0.0)), packets, protocol, from, to, workload, direction, by]
 }
 
 /// The object of [`entry`] or [`lost`] for people, as a line without its end.
@@ -96,16 +89,21 @@ pub fn line(flow: &Value) -> String {
         return format!("{flows} more were denied and cannot be told: they come too fast");
     }
     let at = Duration::try_from_secs_f64(flow["first"].as_f64().unwrap_or(0.0)).unwrap_or_default();
-    format!(
-        "{} {} {} -> {} {} {} by {}",
-        humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + at),
+    let at = humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + at);
+    let [protocol, from, to, workload, direction, by] = who(flow);
+    format!("{at} {protocol} {from} -> {to} {workload} {direction} by {by}")
+}
+
+/// Protocol, both ends, workload, direction, and who decided.
+fn who(flow: &Value) -> [String; 6] {
+    [
         field(flow, "protocol"),
         end(flow, "source", "source_port"),
         end(flow, "destination", "destination_port"),
         table::workload(flow),
         field(flow, "direction"),
         by(flow),
-    )
+    ]
 }
 
 fn field(flow: &Value, name: &str) -> String {

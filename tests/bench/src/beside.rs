@@ -120,13 +120,13 @@ fn each(before: &Runs, after: &Runs, names: &[String]) -> Option<f64> {
     (count >= PACKETS / 2).then(|| after.1.saturating_sub(before.1).as_nanos() as f64 / count as f64)
 }
 
-/// Programs that do nothing: in front of all at one hook of each pod, and at the tracepoint.
-fn nothing(pods: &[Endpoint; 2]) -> Result<(Ebpf, Vec<FdLink>)> {
+/// Programs that do nothing: in front of all at one hook of the first pod, and at the tracepoint.
+fn nothing(pods: &[Endpoint; 2]) -> Result<(Ebpf, FdLink)> {
     let mut ebpf = EbpfLoader::new().btf(None).load(STAND_IN)?;
     let interface = pods[0].interface.as_str();
     let link = attach(&mut ebpf, "empty_tc", interface, TcAttachType::Ingress, LinkOrder::first());
     let raw: &mut RawTracePoint = ebpf.program_mut("empty_raw").context("no empty program")?.try_into()?;
     raw.load()?;
     raw.attach("kfree_skb")?;
-    Ok((ebpf, vec![link]))
+    Ok((ebpf, link))
 }
