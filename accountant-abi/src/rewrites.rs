@@ -1,12 +1,14 @@
 //! What the program that watches rewrites of iptables-legacy tells the agent, through a ring buffer.
 //!
-//! First the counters in pieces, then one [`Head`] that ends them. Records of several writers can be mixed; they are told
-//! apart by `writer`.
+//! First the counters in pieces, and the rules themselves if they are few, then one [`Head`] that ends them. Records are
+//! told apart by their size; those of several writers can be mixed, and are told apart by `writer`.
 
 use crate::in_place::Sum;
 
 /// How many counters a piece holds.
 pub const PIECE: u32 = 255;
+/// How many bytes of rules a piece holds.
+pub const RULES_PIECE: u32 = 4064;
 
 /// `SET_REPLACE`: the table was replaced; the counters are the last ones of the old rules, in their order.
 pub const REPLACED: u32 = 1;
@@ -35,8 +37,8 @@ pub struct Head {
     pub count: u32,
     /// How many of them could not be told.
     pub failed: u32,
-    /// Nothing.
-    pub padding: u32,
+    /// Bytes of the new table's rules, where `REPLACED`.
+    pub size: u32,
 }
 
 const _: () = assert!(size_of::<Head>() == 48);
@@ -56,3 +58,19 @@ pub struct Piece {
 }
 
 const _: () = assert!(size_of::<Piece>() == 4096);
+
+/// Some of the new table's rules, as the writer handed them to the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RulesPiece {
+    /// Whose.
+    pub writer: u64,
+    /// Where the first of the bytes is among all.
+    pub first: u32,
+    /// How many of the room below are used.
+    pub count: u32,
+    /// `struct ipt_entry` or `struct ip6t_entry`, one behind the other.
+    pub bytes: [u8; RULES_PIECE as usize],
+}
+
+const _: () = assert!(size_of::<RulesPiece>() == 4080);

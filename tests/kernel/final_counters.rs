@@ -257,6 +257,50 @@ fn writers_that_do_not_wait_are_seen_or_counted_as_missed() {
     assert!(lost == [0, 0] || outcome.sums.missed() > 0, "{lost:?}");
 }
 
+/// Writers follow each other at once, and nobody reads a table before it is replaced again: what the tables in between counted is
+/// told all the same.
+#[test]
+fn tables_that_nobody_could_read_are_known() {
+    let scenario = scenario::scale(1_700, 30);
+    let node = scenario.node().unwrap();
+    let (backend, version) = (Backend::Legacy, IpVersion::V4);
+    node.felix(Dialect::new(Version::V3_33, backend).unwrap()).apply(&scenario.model).unwrap();
+    prepare(&node, backend);
+    let (from, to) = (node.pods().first().unwrap(), node.pods().last().unwrap().v4().unwrap());
+    let settings = Settings { lock_file: node.host().lock_file(), ..Settings::default() };
+    let mut sent = 0;
+    let mut send = |packets: u32| {
+        sent += u64::from(packets);
+        traffic::udp(&from.netns, to, 7, 1, packets, 20).map(drop).unwrap();
+    };
+    let sums = node.host().enter(|| {
+        let mut source = IptablesLegacy::new(settings);
+        let mut sums = Sums::default();
+        sums.take(source.read(&Wanted::default()).unwrap());
+        // Keeps the watch attached.
+        let _open = File::open(node.host().lock_file()).unwrap();
+        source.on_events().unwrap();
+        for round in 0..24 {
+            for number in 0..=round % 3 {
+                send(10 + number as u32);
+                if (round + number) % 5 == 4 {
+                    node.host().run(&tool(backend, version), &["-w", "-Z", CHAIN]).unwrap();
+                } else {
+                    restore(node.host(), backend, version, 10 * round + number, number % 3 == 2);
+                }
+            }
+            while let Some(poll) = source.on_events().unwrap() {
+                sums.take(poll);
+            }
+            sums.take(source.read(&Wanted::default()).unwrap());
+        }
+        sums
+    });
+    let sums = sums.unwrap();
+    assert_eq!((sums.packets(version), sums.missed()), (sent, 0), "{:?}", sums.packets);
+    assert!(sums.retired > 20, "{}", sums.retired);
+}
+
 #[test]
 fn without_the_watch_it_costs_what_passes_while_rules_are_written() {
     let outcome = rewrite_under_load(Backend::Legacy, 60, false, true);

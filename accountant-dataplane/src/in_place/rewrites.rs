@@ -7,7 +7,7 @@ use super::fields::{self, Rules};
 use super::reason::{CannotHere, Host, NEEDED};
 use super::{chain, mapping};
 use crate::bytes::{u32_at, u64_at};
-use accountant_abi::rewrites::{ADDED, COMPAT, Head, Piece, REPLACED};
+use accountant_abi::rewrites::{ADDED, COMPAT, Head, Piece, REPLACED, RulesPiece};
 use accountant_core::{Counter, IpVersion, Table};
 use accountant_sys::mapping::Mapping;
 use aya::maps::{Map, MapData, RingBuf};
@@ -24,6 +24,8 @@ const PROGRAM: &str = "system_call_ends";
 /// Sizes of the ring buffer: a power of two.
 const SMALLEST: u32 = 1 << 20;
 const BIGGEST: u32 = 1 << 26;
+/// Rules of more bytes are not told: whoever rewrites so many is at it long enough for them to be read.
+const MOST_RULES: u32 = 2 << 20;
 
 /// Something that was done to a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +41,9 @@ pub(crate) struct Event {
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum What {
-    /// The table was replaced: the last counters of the old rules in their order. None if not all were told.
-    Replaced(Option<Vec<Counter>>),
+    /// The table was replaced: the last counters of the old rules in their order, none if not all were told, and the new
+    /// rules as the writer had them, none if they are many or not all were told.
+    Replaced(Option<Vec<Counter>>, Option<Vec<u8>>),
     /// Counters were added to those of the rules. None if not all were told.
     Added(Option<Vec<Counter>>),
     /// Something that cannot be looked at: a 32-bit program did it, or the news of it were lost.
@@ -54,8 +57,15 @@ pub(crate) struct RewriteWatch {
     news: RingBuf<MapData>,
     lost: Mapping,
     lost_before: u64,
-    pieces: HashMap<u64, Vec<Counter>>,
+    pieces: HashMap<u64, Pieces>,
     room: u32,
+}
+
+/// What a writer's head is still to come for.
+#[derive(Debug, Default)]
+struct Pieces {
+    counters: Vec<Counter>,
+    rules: Vec<u8>,
 }
 
 impl std::fmt::Debug for RewriteWatch {
@@ -65,15 +75,16 @@ impl std::fmt::Debug for RewriteWatch {
 }
 
 impl RewriteWatch {
-    /// Loads the program for the network namespace at this address, with room for so many counters.
-    pub(crate) fn load(net: u64, counters: usize) -> Result<Self, CannotHere> {
+    /// Loads the program for the network namespace at this address, with room for tables of so many rules.
+    pub(crate) fn load(net: u64, rules: usize) -> Result<Self, CannotHere> {
         let host = Host::look(NEEDED);
         let fields = fields::fields(Rules::LegacyRewrites).map_err(|reason| reason.explained_by(&host))?;
-        let room = room_for(counters);
+        let room = room_for(rules);
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         loader.override_global("FIELDS", &fields, true);
         loader.override_global("NET", &net, true);
+        loader.override_global("MOST_RULES", &MOST_RULES, true);
         loader.map_max_entries("NEWS", room);
         let refused = |operation: &str, error: &dyn std::error::Error| {
             CannotHere::refused(operation, chain(error), &host)
@@ -89,8 +100,8 @@ impl RewriteWatch {
     }
 
     /// Whether the ring buffer is big enough for tables of so many rules.
-    pub(crate) fn has_room_for(&self, counters: usize) -> bool {
-        room_for(counters) <= self.room
+    pub(crate) fn has_room_for(&self, rules: usize) -> bool {
+        room_for(rules) <= self.room
     }
 
     pub(crate) fn is_attached(&self) -> bool {
@@ -126,7 +137,9 @@ impl RewriteWatch {
         let mut events = Vec::new();
         while let Some(record) = self.news.next() {
             if record.len() == size_of::<Piece>() {
-                take_piece(&mut self.pieces, &record);
+                take_counters(&mut self.pieces, &record);
+            } else if record.len() == size_of::<RulesPiece>() {
+                take_rules(&mut self.pieces, &record);
             } else if let Some(head) = head(&record) {
                 events.push(event(head, self.pieces.remove(&head.writer)));
             }
@@ -148,29 +161,43 @@ fn news_of(map: Map) -> Result<RingBuf<MapData>, aya::maps::MapError> {
     RingBuf::try_from(map)
 }
 
-/// Two rewrites of a table, each with the counters that went and those that came, and a little.
-fn room_for(counters: usize) -> u32 {
-    let bytes = u32::try_from(counters).unwrap_or(u32::MAX).saturating_mul(4 * 17);
+/// Rewrites that can wait to be heard, each with the counters that went and those that came, and a little: two of a big table,
+/// three of one whose rules are told as well.
+fn room_for(rules: usize) -> u32 {
+    // A rule of Felix' is some 520 bytes.
+    let of_a_rule = if rules.saturating_mul(520) < MOST_RULES as usize { 3 * (34 + 560) } else { 2 * 34 };
+    let bytes = u32::try_from(rules.saturating_mul(of_a_rule)).unwrap_or(u32::MAX);
     bytes.clamp(SMALLEST, BIGGEST).next_power_of_two().min(BIGGEST)
 }
 
 /// Puts a piece's counters in their places. Pieces come in order; one that is missing leaves its writer's incomplete.
-fn take_piece(pieces: &mut HashMap<u64, Vec<Counter>>, record: &[u8]) {
-    let (Some(writer), Some(first), Some(count)) = (u64_at(record, 0), u32_at(record, 8), u32_at(record, 12))
-    else {
-        return;
-    };
-    let counters = pieces.entry(writer).or_default();
+fn take_counters(pieces: &mut HashMap<u64, Pieces>, record: &[u8]) {
+    let Some((writer, first, count)) = piece(record) else { return };
+    let of_writer = pieces.entry(writer).or_default();
     if first == 0 {
         // What an earlier call of the writer's, that failed to end, has left.
-        counters.clear();
+        *of_writer = Pieces::default();
     }
-    if counters.len() == first as usize {
+    if of_writer.counters.len() == first {
         let counter = |index: usize| {
             Some(Counter::new(u64_at(record, 16 + 16 * index)?, u64_at(record, 24 + 16 * index)?))
         };
-        counters.extend((0..count as usize).map_while(counter));
+        of_writer.counters.extend((0..count).map_while(counter));
     }
+}
+
+/// The same for rules, which come behind the counters.
+fn take_rules(pieces: &mut HashMap<u64, Pieces>, record: &[u8]) {
+    let Some((writer, first, count)) = piece(record) else { return };
+    let of_writer = pieces.entry(writer).or_default();
+    if of_writer.rules.len() == first {
+        of_writer.rules.extend(record.get(16..16 + count).unwrap_or_default());
+    }
+}
+
+/// Whose piece it is, where it belongs, and how much is in it.
+fn piece(record: &[u8]) -> Option<(u64, usize, usize)> {
+    Some((u64_at(record, 0)?, u32_at(record, 8)? as usize, u32_at(record, 12)? as usize))
 }
 
 fn head(record: &[u8]) -> Option<Head> {
@@ -183,15 +210,16 @@ fn head(record: &[u8]) -> Option<Head> {
         family: u32_at(record, 32)?,
         count: u32_at(record, 36)?,
         failed: u32_at(record, 40)?,
-        padding: 0,
+        size: u32_at(record, 44)?,
     })
 }
 
-fn event(head: Head, counters: Option<Vec<Counter>>) -> Event {
-    let counters = counters.unwrap_or_default();
+fn event(head: Head, pieces: Option<Pieces>) -> Event {
+    let Pieces { counters, rules } = pieces.unwrap_or_default();
+    let rules = (rules.len() == head.size as usize).then_some(rules);
     let counters = (head.failed == 0 && counters.len() == head.count as usize).then_some(counters);
     let what = match head.kind {
-        REPLACED => What::Replaced(counters),
+        REPLACED => What::Replaced(counters, rules),
         ADDED => What::Added(counters),
         _ => What::Unknown,
     };
@@ -207,7 +235,7 @@ fn event(head: Head, counters: Option<Vec<Counter>>) -> Event {
 mod tests {
     use super::*;
 
-    fn piece(writer: u64, first: u32, counters: &[u64]) -> Vec<u8> {
+    fn counters(writer: u64, first: u32, counters: &[u64]) -> Vec<u8> {
         let mut bytes = writer.to_ne_bytes().to_vec();
         bytes.extend(first.to_ne_bytes());
         bytes.extend((counters.len() as u32).to_ne_bytes());
@@ -216,30 +244,61 @@ mod tests {
         bytes
     }
 
+    fn rules(writer: u64, first: u32, rules: &[u8]) -> Vec<u8> {
+        let mut bytes = writer.to_ne_bytes().to_vec();
+        bytes.extend(first.to_ne_bytes());
+        bytes.extend((rules.len() as u32).to_ne_bytes());
+        bytes.extend(rules);
+        bytes.resize(size_of::<RulesPiece>(), 0xff);
+        bytes
+    }
+
     fn filter(kind: u32, count: u32) -> Head {
         let name = u64::from_ne_bytes(*b"filter\0\0");
         Head { writer: 7, name, private: 1, number: 2, kind, family: 10, count, ..Head::default() }
     }
 
+    fn of_counters(counters: &[Counter]) -> Option<Pieces> {
+        Some(Pieces { counters: counters.to_vec(), rules: vec![] })
+    }
+
     #[test]
     fn pieces_are_joined_by_writer_and_believed_only_if_all_came() {
         let mut pieces = HashMap::new();
-        take_piece(&mut pieces, &piece(7, 0, &[1, 2]));
-        take_piece(&mut pieces, &piece(8, 0, &[9]));
-        take_piece(&mut pieces, &piece(7, 2, &[3]));
-        let counters = pieces.remove(&7);
+        take_counters(&mut pieces, &counters(7, 0, &[1, 2]));
+        take_counters(&mut pieces, &counters(8, 0, &[9]));
+        take_counters(&mut pieces, &counters(7, 2, &[3]));
+        let told = event(Head { size: 1, ..filter(REPLACED, 3) }, pieces.remove(&7));
         let wanted: Vec<_> = [1, 2, 3].map(|n| Counter::new(n, 10 * n)).into();
-        assert_eq!(counters.as_ref(), Some(&wanted));
-        let told = event(filter(REPLACED, 3), counters.clone());
         assert_eq!(told.table, Some((IpVersion::V6, Table::Filter)));
-        assert_eq!(told.what, What::Replaced(Some(wanted)));
-        assert_eq!(event(filter(ADDED, 4), counters.clone()).what, What::Added(None));
-        assert_eq!(event(Head { failed: 1, ..filter(ADDED, 3) }, counters).what, What::Added(None));
+        assert_eq!(told.what, What::Replaced(Some(wanted.clone()), None));
+        assert_eq!(event(filter(ADDED, 4), of_counters(&wanted)).what, What::Added(None));
+        let failed = Head { failed: 1, ..filter(ADDED, 3) };
+        assert_eq!(event(failed, of_counters(&wanted)).what, What::Added(None));
         // A piece is missing.
-        take_piece(&mut pieces, &piece(7, 0, &[1]));
-        take_piece(&mut pieces, &piece(7, 2, &[3]));
-        assert_eq!(event(filter(REPLACED, 3), pieces.remove(&7)).what, What::Replaced(None));
+        take_counters(&mut pieces, &counters(7, 0, &[1]));
+        take_counters(&mut pieces, &counters(7, 2, &[3]));
+        assert_eq!(event(filter(REPLACED, 3), pieces.remove(&7)).what, What::Replaced(None, Some(vec![])));
         assert_eq!(event(filter(COMPAT, 0), None).table, None);
+    }
+
+    #[test]
+    fn rules_come_behind_the_counters_and_are_whole_or_not_told() {
+        let mut pieces = HashMap::new();
+        // An earlier call of the writer's failed to end.
+        take_rules(&mut pieces, &rules(7, 0, b"old"));
+        take_counters(&mut pieces, &counters(7, 0, &[1]));
+        take_rules(&mut pieces, &rules(7, 0, b"so"));
+        take_rules(&mut pieces, &rules(7, 2, b"me"));
+        let head = Head { size: 4, ..filter(REPLACED, 1) };
+        let What::Replaced(_, told) = event(head, pieces.remove(&7)).what else { panic!() };
+        assert_eq!(told.as_deref(), Some(&b"some"[..]));
+        take_counters(&mut pieces, &counters(7, 0, &[1]));
+        take_rules(&mut pieces, &rules(7, 2, b"me"));
+        assert_eq!(event(head, pieces.remove(&7)).what, What::Replaced(Some(vec![Counter::new(1, 10)]), None));
+        // More than there is in the record is not read.
+        take_rules(&mut pieces, &[&[0; 12][..], &[0xff; 4]].concat());
+        assert!(pieces[&0].rules.is_empty());
     }
 
     #[test]

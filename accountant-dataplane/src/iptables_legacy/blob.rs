@@ -372,6 +372,18 @@ fn digest(entry: Entry<'_>, layout: Layout, action: &Action) -> u64 {
     xxh3_64_with_seed(&entry.bytes[layout.size..entry.target], digest)
 }
 
+/// Gives the entries of a table these counters, in their order, and zeros to those behind.
+pub(super) fn set_counters(blob: &mut [u8], layout: Layout, counters: &[Counter]) -> Result<(), BlobError> {
+    let places: Vec<usize> =
+        entries(blob, layout).map(|entry| Ok(entry?.offset + layout.counters)).collect::<Result<_, _>>()?;
+    let counters = counters.iter().copied().chain(std::iter::repeat(Counter::ZERO));
+    for (place, counter) in places.into_iter().zip(counters) {
+        blob[place..place + 8].copy_from_slice(&counter.packets.to_ne_bytes());
+        blob[place + 8..place + COUNTERS_SIZE].copy_from_slice(&counter.bytes.to_ne_bytes());
+    }
+    Ok(())
+}
+
 fn counter_at(blob: &[u8], offset: usize) -> Option<Counter> {
     Some(Counter::new(u64_at(blob, offset)?, u64_at(blob, offset + 8)?))
 }

@@ -29,26 +29,24 @@ mod whole_reads;
 
 use crate::in_place::CannotHere;
 use crate::source::{How, Note, Poll, RuleSource, SourceError, TablePoll, Wanted, in_flight, now};
-use accountant_abi::in_place::Stamp;
 use accountant_core::snapshot::{Retired, Snapshot, Source, TableId};
 use accountant_core::{ChainName, Table};
 use in_place::InPlace;
 use lock::{News, Shared, XtablesLock};
-use rewrites::{Rewrites, Told};
+use rewrites::Rewrites;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 use table::{KnownTable, Novelty, describe, is_endpoint, layout};
 use wakeup::Wakeup;
-use whole::{Blob, WholeReader};
+use whole::WholeReader;
+use whole_reads::{Circumstance, Grabbed, Since};
 
 /// How many polls a table without chains of host endpoints is left alone, unless the lock file was opened.
 const LEAVE_ALONE: u32 = 30;
 /// How long to sleep between tries to get the lock. It is mostly held for milliseconds.
 const RETRY: Duration = Duration::from_micros(300);
-/// How many bytes of tables may wait to be looked into before another one is read.
-const MOST_GRABBED: usize = 64 << 20;
 
 /// The source.
 #[derive(Debug)]
@@ -69,51 +67,6 @@ pub struct IptablesLegacy {
     notes: Vec<Note>,
     /// How many packets can be between two rules while they are read in place.
     in_flight: u32,
-}
-
-/// The circumstances of a whole read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Circumstance {
-    /// Under the lock.
-    Locked,
-    /// Without: a moment of zeros is possible.
-    Unlocked,
-    /// Without, but a rewrite was told to be over: good if the table still is what it was then.
-    Over,
-    /// Without, because a writer is about to replace a table; `missed` if one before was not seen to begin.
-    LastLook { missed: bool },
-    /// Under the lock, because a writer is done.
-    Rewritten,
-    /// The same, and that the writer began was seen no sooner.
-    Unseen,
-}
-
-impl Circumstance {
-    /// Whether the counters are what they are going to be, and not in the middle of a rewrite.
-    fn is_sure(self) -> bool {
-        !matches!(self, Self::Unlocked | Self::LastLook { .. })
-    }
-
-    /// Whether the reading was taken because of a writer, so that it tells all chains.
-    fn is_rewrite(self) -> bool {
-        !matches!(self, Self::Locked | Self::Unlocked)
-    }
-}
-
-/// A table as it was read, not yet looked into.
-#[derive(Debug)]
-struct Grabbed {
-    id: TableId,
-    how: Circumstance,
-    /// What it was before and after.
-    stamp: Option<Stamp>,
-    blob: Blob,
-    /// What was told of it up to then.
-    told: Option<Told>,
-    /// Whether a rewrite would have been told.
-    is_watched: bool,
-    /// Whether nothing was known to have been done to it since it was last read whole.
-    was_trusted: bool,
 }
 
 /// What a look at a table without reading it whole brings.
@@ -222,29 +175,10 @@ impl IptablesLegacy {
         self.tables.get(&id).is_some_and(|known| !known.in_doubt) && self.rewrites.of(id).is_none()
     }
 
-    /// Reads a table whole, without a look into it: what is done about it can wait, the next rewrite does not. None if it is
-    /// of no use.
-    fn grab(&mut self, id: TableId, how: Circumstance) -> Result<Option<Grabbed>, SourceError> {
-        let before = self.in_place.as_mut().and_then(|in_place| in_place.stamp(id));
-        let blob = self.whole.read(id)?;
-        let after = self.in_place.as_mut().and_then(|in_place| in_place.stamp(id));
-        let stamp = before.filter(|_| before == after);
-        self.rewrites.hear();
-        let is_told = |told: &Told| stamp.is_some_and(|stamp| told.is_over && told.only(&stamp).is_some());
-        if how == Circumstance::Over && !self.rewrites.of(id).is_some_and(is_told) {
-            // The next rewrite is under way, and will be told.
-            return Ok(None);
-        }
-        let told = if matches!(how, Circumstance::LastLook { .. }) { None } else { self.rewrites.take(id) };
-        let is_watched = self.rewrites.reason().is_none();
-        let was_trusted = told.is_none() && self.is_trusted(id);
-        Ok(Some(Grabbed { id, how, stamp, blob, told, is_watched, was_trusted }))
-    }
-
     /// Looks into what was read. None if there is nothing to tell.
     fn digest(&mut self, grabbed: &Grabbed, wanted: &Wanted) -> Result<Option<Snapshot>, SourceError> {
-        let Grabbed { id, how, stamp, blob, told, is_watched, was_trusted } = grabbed;
-        let (id, stamp, blob) = (*id, *stamp, blob.bytes());
+        let Grabbed { id, how, stamp, contents, since, is_watched, was_trusted } = grabbed;
+        let (id, stamp, blob) = (*id, *stamp, contents.bytes());
         let layout = layout(id.ip_version);
         let undecodable = |error: blob::BlobError| SourceError::decode(describe(id), error);
         let fingerprint = blob::fingerprint(blob, layout).map_err(undecodable)?;
@@ -260,7 +194,8 @@ impl IptablesLegacy {
             _ => !same && known.is_some() && !self.lock.is_watched(),
         };
         let was_known = known.is_some();
-        let stood = known.as_ref().is_some_and(|known| known.stamp.is_some() && known.stamp == stamp);
+        let before = known.as_ref().and_then(|known| known.stamp);
+        let stood = before.is_some() && before == stamp;
         let (mut known, novelty) = match known {
             Some(known) if same => (known, Novelty::default()),
             mut known => match KnownTable::decode(blob, layout, &mut known) {
@@ -280,12 +215,12 @@ impl IptablesLegacy {
                 || wanted.contains(&(id, name.clone()))
         };
         let mut chains = known.readings(blob, needed);
-        let rewrite = told.as_ref().and_then(|told| told.only(&stamp?));
+        let rewrite = since.rewrite_of(before);
         let retired = rewrite.and_then(|rewrite| known.settle(novelty.before.as_ref(), rewrite));
-        let missed = match (&retired, &told) {
+        let missed = match (&retired, since) {
             (Some(_), _) => false,
-            (None, Some(_)) => was_known,
-            (None, None) => was_known && !stood && stamp.is_some() && *is_watched,
+            (None, Since::Nothing) => was_known && !stood && stamp.is_some() && *is_watched,
+            (None, _) => was_known,
         };
         if missed || too_late {
             tracing::debug!(?id, "a rewrite was not seen, or not all of it");
@@ -294,11 +229,11 @@ impl IptablesLegacy {
         }
         known.deductions.apply(&mut chains);
         known.left_alone = 0;
-        let sure = how.is_sure();
-        known.in_doubt = !sure || self.lock.is_open() && !self.rewrites.is_watching();
+        let (sure, past) = (how.is_sure(), contents.are_past());
+        known.in_doubt = !sure || past || self.lock.is_open() && !self.rewrites.is_watching();
         known.stamp = stamp.filter(|_| sure);
         let has_endpoints = known.has_endpoints;
-        if !(stood && told.is_none() && same && *was_trusted)
+        if !(past || stood && matches!(since, Since::Nothing) && same && *was_trusted)
             && let Some(in_place) = &mut self.in_place
         {
             match known.stamp {

@@ -1,7 +1,7 @@
 //! Seeing rewrites as they happen: the program that watches is attached only while somebody has the lock file open.
 //!
-//! Each table's rewrites are kept until the table is read whole again and they can be settled. Between two whole reads
-//! there should be one; of more, only the first is of rules that are known.
+//! Each table's rewrites are kept until the table is read whole again and they can be settled, step by step. The rules
+//! between two of them were never read: they are those that the writer had.
 
 use super::settle::Rewrite;
 use crate::in_place::CannotHere;
@@ -11,48 +11,65 @@ use accountant_core::snapshot::{Source, TableId};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
+/// More replacements of a table than this are not kept while it waits to be read.
+const MOST_STEPS: usize = 64;
+
 /// What was told of a table since it was last read whole.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Told {
-    pub(super) rewrites: Vec<Rewrite>,
-    /// What the table was after the last of them: address of `private`, number of rules.
-    pub(super) now: (u64, u32),
+    steps: Vec<Step>,
     /// Whether the last rewrite is over: counters that are kept were given back.
     pub(super) is_over: bool,
     /// Whether something could not be told.
-    pub(super) broken: bool,
+    broken: bool,
+}
+
+/// One replacement of a table, and what the table was then.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) rewrite: Rewrite,
+    /// The new rules as the writer had them, if they were told.
+    pub(super) rules: Option<Vec<u8>>,
+    /// Address of the new table's `private`, and the number of its rules.
+    pub(super) private: u64,
+    pub(super) number: u32,
 }
 
 impl Told {
     fn hear(&mut self, event: Event) {
-        let now = (event.private, event.number);
-        match event.what {
-            What::Replaced(Some(finals)) => {
-                self.rewrites.push(Rewrite { finals, added: Vec::new() });
-                (self.now, self.is_over) = (now, false);
+        let Event { what, private, number, .. } = event;
+        match what {
+            What::Replaced(Some(finals), rules) if self.steps.len() < MOST_STEPS => {
+                let rewrite = Rewrite { finals, added: Vec::new() };
+                self.steps.push(Step { rewrite, rules, private, number });
+                self.is_over = false;
             }
             What::Added(Some(added)) => {
-                if let Some(rewrite) = self.rewrites.last_mut().filter(|r| r.added.is_empty()) {
-                    rewrite.added = added;
+                if let Some(step) = self.steps.last_mut().filter(|step| step.rewrite.added.is_empty()) {
+                    step.rewrite.added = added;
                     self.is_over = true;
                 } else {
                     // Somebody adds to counters of rules that stand: nobody counted that.
                     self.broken = true;
                 }
             }
-            What::Replaced(None) | What::Added(None) | What::Unknown => {
-                self.broken = true;
-                (self.now, self.is_over) = (now, true);
+            What::Replaced(..) | What::Added(None) | What::Unknown => {
+                (self.broken, self.is_over) = (true, true);
             }
         }
     }
 
-    /// The one rewrite that leads from the table that is known to this one.
-    pub(super) fn only(&self, stamp: &Stamp) -> Option<&Rewrite> {
-        match &self.rewrites[..] {
-            [only] if !self.broken && self.now == (stamp.private, stamp.number) => Some(only),
-            _ => None,
-        }
+    /// Whether all steps are known that lead from the table that was read last to this one.
+    pub(super) fn leads_to(&self, stamp: &Stamp) -> bool {
+        let Some((last, between)) = self.steps.split_last() else { return false };
+        !self.broken
+            && (last.private, last.number) == (stamp.private, stamp.number)
+            && between.iter().all(|step| step.rules.is_some())
+    }
+
+    /// These steps.
+    pub(super) fn into_steps(self) -> Vec<Step> {
+        self.steps
     }
 }
 
@@ -166,10 +183,6 @@ mod tests {
     use super::*;
     use accountant_core::Counter;
 
-    fn event(what: What, private: u64) -> Event {
-        Event { table: None, what, private, number: 3 }
-    }
-
     fn counters(packets: &[u64]) -> Option<Vec<Counter>> {
         Some(packets.iter().map(|&packets| Counter::new(packets, packets)).collect())
     }
@@ -178,29 +191,46 @@ mod tests {
         Stamp { net: 1, private, size: 9, number: 3 }
     }
 
-    #[test]
-    fn one_rewrite_leads_from_the_known_table_to_the_next() {
+    fn replaced(rules: Option<&[u8]>) -> What {
+        What::Replaced(counters(&[1]), rules.map(<[u8]>::to_vec))
+    }
+
+    /// These were told, each with the table that it made.
+    fn told(events: impl IntoIterator<Item = (What, u64)>) -> Told {
         let mut told = Told::default();
-        told.hear(event(What::Replaced(counters(&[1])), 5));
-        assert!(!told.is_over && told.only(&stamp(5)).is_some());
-        told.hear(event(What::Added(counters(&[1])), 5));
-        assert!(told.is_over);
-        assert_eq!(told.only(&stamp(5)).map(|r| r.added.len()), Some(1));
-        assert_eq!(told.only(&stamp(6)), None, "the table is another one by now");
-        told.hear(event(What::Replaced(counters(&[2])), 6));
-        assert_eq!(told.only(&stamp(6)), None, "the rules between the two are not known");
+        for (what, private) in events {
+            told.hear(Event { table: None, what, private, number: 3 });
+        }
+        told
+    }
+
+    #[test]
+    fn rewrites_lead_from_the_known_table_to_the_next() {
+        let begun = told([(replaced(None), 5)]);
+        assert!(!begun.is_over && begun.leads_to(&stamp(5)));
+        let over = told([(replaced(None), 5), (What::Added(counters(&[1])), 5)]);
+        assert!(over.is_over && over.leads_to(&stamp(5)));
+        assert!(!over.leads_to(&stamp(6)), "the table is another one by now");
+        assert_eq!(over.into_steps()[0].rewrite.added.len(), 1);
+        assert!(!Told::default().leads_to(&stamp(0)), "nothing was told");
+    }
+
+    #[test]
+    fn a_table_that_was_replaced_again_at_once_is_known_if_its_rules_were_told() {
+        let known = told([(replaced(Some(b"rules")), 5), (replaced(None), 6)]);
+        assert!(known.leads_to(&stamp(6)) && !known.leads_to(&stamp(5)));
+        let unknown = told([(replaced(None), 5), (replaced(Some(b"rules")), 6)]);
+        assert!(!unknown.leads_to(&stamp(6)), "the rules between the two are not known");
     }
 
     #[test]
     fn what_was_not_told_breaks_it() {
-        for what in [What::Replaced(None), What::Added(None), What::Unknown] {
-            let mut told = Told::default();
-            told.hear(event(What::Replaced(counters(&[1])), 5));
-            told.hear(event(what, 5));
-            assert!(told.broken && told.only(&stamp(5)).is_none());
+        for what in [What::Replaced(None, None), What::Added(None), What::Unknown] {
+            assert!(!told([(replaced(None), 5), (what, 5)]).leads_to(&stamp(5)));
         }
-        let mut told = Told::default();
-        told.hear(event(What::Added(counters(&[1])), 5));
-        assert!(told.broken, "counters were added to rules that stand");
+        let added = told([(What::Added(counters(&[1])), 5)]);
+        assert!(added.broken, "counters were added to rules that stand");
+        let many = told((0..=MOST_STEPS).map(|_| (replaced(Some(b"rules")), 5)));
+        assert!(many.broken && many.steps.len() == MOST_STEPS);
     }
 }

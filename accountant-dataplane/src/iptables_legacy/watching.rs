@@ -4,7 +4,8 @@
 //! which bounds what is lost if the watch should miss it. When a rewrite is over the table is read whole at once, before the
 //! next one comes. A while after the last one has closed the file, the watch is detached.
 
-use super::{Circumstance, IptablesLegacy};
+use super::IptablesLegacy;
+use super::whole_reads::Circumstance;
 use crate::source::{Poll, SourceError, Wanted};
 use accountant_core::Table;
 use accountant_core::snapshot::TableId;

@@ -2,7 +2,8 @@
 //!
 //! The kernel gives them to whoever replaces a table: when the system call returns, they are in that process' memory, at
 //! `counters` of the `struct ipt_replace` (`ip6t_replace` has the same head) that the option's value is. A second call adds
-//! counters to the new rules, which tells rules that were kept from those that begin at zero.
+//! counters to the new rules, which tells rules that were kept from those that begin at zero. The new rules are told, too, if
+//! they are few: of a small table the next writer can be done before anybody reads them.
 //!
 //! Attached to the end of all system calls, and only while somebody has the lock file of the xtables tools open: it costs
 //! every call of every process a few nanoseconds. Source: `include/uapi/linux/netfilter_ipv4/ip_tables.h`,
@@ -14,7 +15,7 @@
 #![no_main]
 
 use accountant_abi::in_place::Sum;
-use accountant_abi::rewrites::{ADDED, COMPAT, Head, PIECE, Piece, REPLACED};
+use accountant_abi::rewrites::{ADDED, COMPAT, Head, PIECE, Piece, REPLACED, RULES_PIECE, RulesPiece};
 use accountant_ebpf::field;
 use accountant_ebpf::memory::read;
 use accountant_ebpf::xt_table::{self, Which};
@@ -33,9 +34,11 @@ const LEVEL_IP: u32 = 0;
 const LEVEL_IPV6: u32 = 41;
 /// `SYS_SETSOCKOPT` of socketcall(2).
 const SOCKETCALL_SETSOCKOPT: u32 = 14;
-/// In `struct ipt_replace`: `num_counters` and the pointer `counters`.
+/// In `struct ipt_replace`: `size` of the rules, `num_counters`, the pointer `counters`, and the rules.
+const REPLACE_SIZE: u64 = 40;
 const REPLACE_COUNT: u64 = 84;
 const REPLACE_COUNTERS: u64 = 88;
+const REPLACE_RULES: u64 = 96;
 /// In `struct xt_counters_info`: `num_counters` and the counters.
 const ADD_COUNT: u64 = 32;
 const ADD_COUNTERS: u64 = 40;
@@ -56,13 +59,20 @@ static LOST: Array<u64> = Array::with_max_entries(1, 1 << 10);
 /// Address of the network namespace that is watched; set by the agent.
 #[unsafe(no_mangle)]
 static NET: aya_ebpf::Global<u64> = aya_ebpf::Global::new(0);
+/// Rules of more bytes are not told; set by the agent.
+#[unsafe(no_mangle)]
+static MOST_RULES: aya_ebpf::Global<u32> = aya_ebpf::Global::new(0);
 
+/// What is copied: so many counters, or bytes.
 struct Copying {
     from: u64,
     writer: u64,
     count: u32,
     failed: u32,
 }
+
+/// A function that copies the piece of this number.
+type CopyPiece = unsafe extern "C" fn(u32, *mut Copying) -> i64;
 
 /// At the end of a system call: `arg 0` are the registers, `arg 1` is what it returns.
 #[raw_tracepoint]
@@ -121,7 +131,7 @@ fn look_at_compat(regs: u64, call: u32) -> Option<()> {
 }
 
 const NOTHING: Head =
-    Head { writer: 0, name: 0, private: 0, number: 0, kind: 0, family: 0, count: 0, failed: 0, padding: 0 };
+    Head { writer: 0, name: 0, private: 0, number: 0, kind: 0, family: 0, count: 0, failed: 0, size: 0 };
 
 /// The network namespace of a socket: what counts for the kernel, wherever the process is by now.
 #[inline(always)]
@@ -146,12 +156,16 @@ fn tell(net: u64, family: u8, option: u32, value: u64) -> Option<()> {
     };
     // SAFETY: the helper takes nothing and returns a number.
     let writer = unsafe { bpf_get_current_pid_tgid() };
-    let mut state = Copying { from, writer, count, failed: 0 };
+    let mut counters = Copying { from, writer, count, failed: 0 };
     if count <= MAX_COUNTERS {
-        // SAFETY: the callback has the type that the kernel calls, and the state outlives the loop.
-        unsafe { bpf_loop(count.div_ceil(PIECE), copy_piece as *mut _, (&raw mut state).cast(), 0) };
+        copy(&mut counters, count.div_ceil(PIECE), copy_counters);
     } else {
-        state.failed = count;
+        counters.failed = count;
+    }
+    let size = if kind == REPLACED { read_user::<u32>(value + REPLACE_SIZE)? } else { 0 };
+    if size <= MOST_RULES.load() {
+        let mut rules = Copying { from: value + REPLACE_RULES, writer, count: size, failed: 0 };
+        copy(&mut rules, size.div_ceil(RULES_PIECE), copy_rules);
     }
     // Filter is called from FORWARD, mangle and raw from PREROUTING.
     let hook = if name == u64::from_le_bytes(*b"filter\0\0") { 2 } else { 0 };
@@ -159,19 +173,15 @@ fn tell(net: u64, family: u8, option: u32, value: u64) -> Option<()> {
         Some(stamp) => (stamp.private, stamp.number),
         None => (0, 0),
     };
-    let failed = state.failed;
-    submit(Head {
-        writer,
-        name,
-        private,
-        number,
-        kind,
-        family: u32::from(family),
-        count,
-        failed,
-        padding: 0,
-    });
+    let (family, failed) = (u32::from(family), counters.failed);
+    submit(Head { writer, name, private, number, kind, family, count, failed, size });
     Some(())
+}
+
+#[inline(always)]
+fn copy(what: &mut Copying, pieces: u32, piece: CopyPiece) {
+    // SAFETY: the callback has the type that the kernel calls, and what is copied outlives the loop.
+    unsafe { bpf_loop(pieces, piece as *mut _, core::ptr::from_mut(what).cast(), 0) };
 }
 
 #[inline(always)]
@@ -190,17 +200,21 @@ fn submit(head: Head) {
     }
 }
 
-unsafe extern "C" fn copy_piece(index: u32, state: *mut Copying) -> i64 {
-    // SAFETY: the state is the caller's.
-    let Copying { from, writer, count, .. } = unsafe { core::ptr::read(state) };
+/// How many of the next `most` there are to copy.
+#[inline(always)]
+fn here(count: u32, first: u32, most: u32) -> u32 {
+    let left = count.wrapping_sub(first);
+    if left > most { most } else { left }
+}
+
+unsafe extern "C" fn copy_counters(index: u32, what: *mut Copying) -> i64 {
+    // SAFETY: it is the caller's.
+    let Copying { from, writer, count, .. } = unsafe { core::ptr::read(what) };
     let first = index * PIECE;
-    let mut here = count.wrapping_sub(first);
-    if here > PIECE {
-        here = PIECE;
-    }
+    let here = here(count, first, PIECE);
     let Some(mut room) = NEWS.reserve::<Piece>(0) else {
         // SAFETY: as above.
-        unsafe { (*state).failed += here };
+        unsafe { (*what).failed += here };
         return 0;
     };
     let piece = room.as_mut_ptr();
@@ -219,10 +233,35 @@ unsafe extern "C" fn copy_piece(index: u32, state: *mut Copying) -> i64 {
         room.submit(QUIETLY);
     } else {
         // SAFETY: as above.
-        unsafe { (*state).failed += here };
+        unsafe { (*what).failed += here };
         room.discard(QUIETLY);
     }
     0
+}
+
+/// A piece that cannot be told is missing, and whoever puts them together sees that.
+unsafe extern "C" fn copy_rules(index: u32, what: *mut Copying) -> i64 {
+    // SAFETY: it is the caller's.
+    let Copying { from, writer, count, .. } = unsafe { core::ptr::read(what) };
+    let first = index * RULES_PIECE;
+    let here = here(count, first, RULES_PIECE);
+    let Some(mut room) = NEWS.reserve::<RulesPiece>(0) else { return 1 };
+    let piece = room.as_mut_ptr();
+    // SAFETY: as above: at most 4064 bytes.
+    let read = unsafe {
+        (*piece).writer = writer;
+        (*piece).first = first;
+        (*piece).count = here;
+        let bytes = (&raw mut (*piece).bytes).cast();
+        bpf_probe_read_user(bytes, here & 0xfff, (from + u64::from(first)) as *const _)
+    };
+    if read == 0 {
+        room.submit(QUIETLY);
+        0
+    } else {
+        room.discard(QUIETLY);
+        1
+    }
 }
 
 #[inline(always)]
