@@ -295,7 +295,10 @@ mod tests {
         assert_eq!(told.as_deref(), Some(&b"some"[..]));
         take_counters(&mut pieces, &counters(7, 0, &[1]));
         take_rules(&mut pieces, &rules(7, 2, b"me"));
-        assert_eq!(event(head, pieces.remove(&7)).what, What::Replaced(Some(vec![Counter::new(1, 10)]), None));
+        assert_eq!(
+            event(head, pieces.remove(&7)).what,
+            What::Replaced(Some(vec![Counter::new(1, 10)]), None)
+        );
         // More than there is in the record is not read.
         take_rules(&mut pieces, &[&[0; 12][..], &[0xff; 4]].concat());
         assert!(pieces[&0].rules.is_empty());

@@ -306,6 +306,7 @@ impl RuleSource for IptablesLegacy {
         self.grab_what_is_over(&mut poll);
         self.digest_all(wanted, &mut poll);
         let present = self.list(&mut poll)?;
+        self.watch_from_the_start(&present);
         if self.lock.is_open() && !self.rewrites.is_watching() {
             self.doubt_all();
         }

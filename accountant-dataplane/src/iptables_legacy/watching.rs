@@ -10,11 +10,13 @@ use crate::source::{Poll, SourceError, Wanted};
 use accountant_core::Table;
 use accountant_core::snapshot::TableId;
 use std::collections::HashSet;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-/// How long the watch stays attached after the last news: several of one kind can be told as one, so the file may be open
-/// although it does not seem so.
-const LINGER: Duration = Duration::from_millis(200);
+/// How long the watch stays attached after the last news. Several of one kind can be told as one, so the file may be open
+/// although it does not seem so; and of a small table the next writer can be done before a watch that is not there any more
+/// could be attached again. It costs every system call of the node some 50 ns.
+const LINGER: Duration = Duration::from_secs(2);
 /// After how long without news it is looked whether anybody holds the lock at all.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -96,23 +98,41 @@ impl IptablesLegacy {
         }
     }
 
+    /// Makes the watch ready before these tables are read for the first time: they can be rewritten while the agent is still
+    /// about to start, so it is attached at once.
+    pub(super) fn watch_from_the_start(&mut self, present: &[TableId]) {
+        let Some(in_place) = self.in_place.as_mut().filter(|_| self.tables.is_empty()) else { return };
+        let stamps: Vec<_> = present.iter().filter_map(|id| in_place.stamp(*id)).collect();
+        if let Some(stamp) = stamps.iter().max_by_key(|stamp| stamp.number) {
+            self.prepare_to_watch(stamp.net, stamp.number as usize);
+            if self.rewrites.start() {
+                self.last_news = Instant::now();
+                self.run_clock(true);
+            }
+        }
+    }
+
     /// Makes the watch ready for the tables that are known.
     pub(super) fn get_ready_to_watch(&mut self) {
         let with_endpoints = self.tables.values().filter(|table| table.has_endpoints);
         let stamps = with_endpoints.filter_map(|table| Some((table.stamp?.net, table.decoded.entries)));
-        let Some((net, rules)) = stamps.max_by_key(|(_, rules)| *rules) else { return };
-        let before = self.rewrites.fd().map(|fd| std::os::fd::AsRawFd::as_raw_fd(&fd));
+        if let Some((net, rules)) = stamps.max_by_key(|(_, rules)| *rules) {
+            self.prepare_to_watch(net, rules);
+            // Somebody may have the file open since before there was a watch.
+            if self.lock.is_open() && !self.rewrites.is_watching() && self.rewrites.start() {
+                self.run_clock(true);
+            }
+        }
+    }
+
+    fn prepare_to_watch(&mut self, net: u64, rules: usize) {
+        let before = self.rewrites.fd().map(|fd| fd.as_raw_fd());
         self.rewrites.prepare(net, rules);
-        let fd = self.rewrites.fd();
-        if let (Some(wakeup), Some(fd)) = (&self.wakeup, fd)
-            && before != Some(std::os::fd::AsRawFd::as_raw_fd(&fd))
+        if let (Some(wakeup), Some(fd)) = (&self.wakeup, self.rewrites.fd())
+            && before != Some(fd.as_raw_fd())
             && let Err(error) = wakeup.add(fd)
         {
             tracing::debug!(%error, "cannot wait for news of rewrites: they are heard at the next poll");
-        }
-        // Somebody may have the file open since before there was a watch.
-        if self.lock.is_open() && !self.rewrites.is_watching() && self.rewrites.start() {
-            self.run_clock(true);
         }
     }
 

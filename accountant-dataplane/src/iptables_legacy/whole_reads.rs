@@ -161,8 +161,7 @@ impl IptablesLegacy {
             from = Some(private);
             let stamp = Some(Stamp { private, number: count, ..stamp });
             let (how, contents) = (Circumstance::Over, Contents::Past(rules));
-            let grabbed =
-                Grabbed { id, how, stamp, contents, since, is_watched: true, was_trusted: false };
+            let grabbed = Grabbed { id, how, stamp, contents, since, is_watched: true, was_trusted: false };
             self.grabbed.push_back(grabbed);
             since = Since::Unclear;
         }

@@ -45,6 +45,14 @@ const ADD_COUNTERS: u64 = 40;
 /// More rules than any table has that could be handed over.
 const MAX_COUNTERS: u32 = 1 << 22;
 
+/// The tables that can have Calico's policies, by the begin of their names. Others are not told: kube-proxy has tens of
+/// thousands of rules in nat.
+const TABLES: [u64; 3] = [
+    u64::from_ne_bytes(*b"filter\0\0"),
+    u64::from_ne_bytes(*b"mangle\0\0"),
+    u64::from_ne_bytes(*b"raw\0\0\0\0\0"),
+];
+
 /// `BPF_RB_NO_WAKEUP`, `BPF_RB_FORCE_WAKEUP`
 const QUIETLY: u64 = 1;
 const LOUDLY: u64 = 2;
@@ -148,6 +156,9 @@ fn net_of(task: u64, socket: u32) -> Option<u64> {
 #[inline(always)]
 fn tell(net: u64, family: u8, option: u32, value: u64) -> Option<()> {
     let name: u64 = read_user(value)?;
+    if !TABLES.contains(&name) {
+        return None;
+    }
     let (kind, count, from) = if option == SET_REPLACE {
         let from: u64 = read_user(value + REPLACE_COUNTERS)?;
         (REPLACED, read_user::<u32>(value + REPLACE_COUNT)?, from)
@@ -168,7 +179,7 @@ fn tell(net: u64, family: u8, option: u32, value: u64) -> Option<()> {
         copy(&mut rules, size.div_ceil(RULES_PIECE), copy_rules);
     }
     // Filter is called from FORWARD, mangle and raw from PREROUTING.
-    let hook = if name == u64::from_le_bytes(*b"filter\0\0") { 2 } else { 0 };
+    let hook = if name == TABLES[0] { 2 } else { 0 };
     let (private, number) = match xt_table::stamp_in(net, &Which { name, family, hook }) {
         Some(stamp) => (stamp.private, stamp.number),
         None => (0, 0),
