@@ -129,6 +129,18 @@ pub struct HookKey {
 
 const _: () = assert!(size_of::<HookKey>() == 8);
 
+/// An interface and hook, as a CPU knows it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hook {
+    /// The interface's name, as Calico writes it.
+    pub name: [u32; 4],
+    /// What Calico's counters last were on this CPU.
+    pub last: Last,
+}
+
+const _: () = assert!(size_of::<Hook>() == 32);
+
 /// What Calico's counters of an interface and hook last were on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,5 +181,5 @@ mod user {
     // SAFETY: the same.
     unsafe impl aya::Pod for super::HookKey {}
     // SAFETY: the same.
-    unsafe impl aya::Pod for super::Last {}
+    unsafe impl aya::Pod for super::Hook {}
 }

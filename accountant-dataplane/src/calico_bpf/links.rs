@@ -266,18 +266,16 @@ fn attach(
 
 /// Tells our programs about an interface; returns what policy decided on there so far.
 fn meet(programs: &mut Programs, pins: &Pins, interface: u32, name: &str, hook: u8) -> Result<u64, MapError> {
-    let mut baseline = Vec::new();
-    let mut decided = 0;
-    if let Some((pinned, layout)) = &pins.own.counters {
-        let key = HookKey { interface, hook: hook.into() };
-        // Where Calico has no counters yet it will begin at zero.
-        let rows = counters_of(pinned, *layout, key)?.unwrap_or_else(|| vec![vec![]; processors()]);
-        let values: Vec<_> = rows.iter().map(|row| last(*layout, row)).collect();
-        decided = values.iter().map(|last| last.decided).sum();
-        baseline.push((key, values));
+    let key = HookKey { interface, hook: hook.into() };
+    // Where Calico has no counters yet it will begin at zero.
+    let mut at_start = vec![Last::default(); processors()];
+    if let Some((pinned, layout)) = &pins.own.counters
+        && let Some(rows) = counters_of(pinned, *layout, key)?
+    {
+        at_start = rows.iter().map(|row| last(*layout, row)).collect();
     }
-    programs.meet(interface, name, &baseline)?;
-    Ok(decided)
+    programs.meet(key, name, &at_start)?;
+    Ok(at_start.iter().map(|last| last.decided).sum())
 }
 
 /// What our programs compare Calico's counters with.

@@ -5,7 +5,7 @@ use super::pins::{Pinned, Pins};
 use crate::in_place::reason::{Host, NEEDED};
 use crate::in_place::{CannotHere, chain};
 use accountant_abi::Traffic;
-use accountant_abi::calico::{HookKey, Last, MAX_HITS, PathKey, VerdictKey, notes};
+use accountant_abi::calico::{Hook, HookKey, Last, MAX_HITS, PathKey, VerdictKey, notes};
 use accountant_core::Counter;
 use accountant_core::calico::bpf::layout::padded_name;
 use accountant_core::calico::bpf::{CounterLayout, Path, RuleId};
@@ -99,32 +99,23 @@ impl Programs {
         self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
     }
 
-    /// Tells them an interface before they are attached to it: its name, and what Calico's counters of it are.
-    pub(super) fn meet(
-        &mut self,
-        interface: u32,
-        name: &str,
-        baseline: &[(HookKey, Vec<Last>)],
-    ) -> Result<(), MapError> {
+    /// Tells them a hook before they are attached to it: its interface's name, and what Calico's counters are on each
+    /// processor.
+    pub(super) fn meet(&mut self, key: HookKey, name: &str, last: &[Last]) -> Result<(), MapError> {
         let padded = padded_name(name);
         let words: Vec<_> =
             padded.chunks_exact(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]])).collect();
-        let mut names: HashMap<_, u32, [u32; 4]> = self.map_mut("NAMES")?.try_into()?;
-        names.insert(interface, <[u32; 4]>::try_from(words).unwrap_or_default(), 0)?;
-        let mut last: PerCpuHashMap<_, HookKey, Last> = self.map_mut("LAST")?.try_into()?;
-        for (key, values) in baseline {
-            last.insert(key, PerCpuValues::try_from(values.clone())?, 0)?;
-        }
-        Ok(())
+        let name = <[u32; 4]>::try_from(words).unwrap_or_default();
+        let values: Vec<_> = last.iter().map(|&last| Hook { name, last }).collect();
+        let mut hooks: PerCpuHashMap<_, HookKey, Hook> = self.map_mut("HOOKS")?.try_into()?;
+        hooks.insert(key, PerCpuValues::try_from(values)?, 0)
     }
 
     /// Forgets an interface that is gone, and what was counted there.
     pub(super) fn forget(&mut self, interface: u32) -> Result<(), MapError> {
-        let mut names: HashMap<_, u32, [u32; 4]> = self.map_mut("NAMES")?.try_into()?;
-        absent_is_fine(names.remove(&interface))?;
-        let mut last: PerCpuHashMap<_, HookKey, Last> = self.map_mut("LAST")?.try_into()?;
+        let mut hooks: PerCpuHashMap<_, HookKey, Hook> = self.map_mut("HOOKS")?.try_into()?;
         for hook in [0, 1] {
-            absent_is_fine(last.remove(&HookKey { interface, hook }))?;
+            absent_is_fine(hooks.remove(&HookKey { interface, hook }))?;
         }
         let mut verdicts: PerCpuHashMap<_, VerdictKey, Traffic> = self.map_mut("VERDICTS")?.try_into()?;
         let keys: Vec<_> = verdicts.keys().flatten().filter(|key| key.interface == interface).collect();

@@ -5,7 +5,7 @@
 //! beforehand, so there is a door for each size; the agent opens one, and the verifier sees from [`LAYOUT`] which.
 
 use accountant_abi::Traffic;
-use accountant_abi::calico::{HookKey, Last, Layout, MAX_HITS, PathKey, Slot, VerdictKey, notes};
+use accountant_abi::calico::{Hook, HookKey, Layout, MAX_HITS, PathKey, Slot, VerdictKey, notes};
 use aya_ebpf::btf_maps::{ArrayOfMaps, HashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::macros::btf_map;
 
@@ -18,12 +18,9 @@ pub static VERDICTS: PerCpuHashMap<VerdictKey, Traffic, 16384> = PerCpuHashMap::
 /// The rules of each path.
 #[btf_map]
 pub static PATHS: HashMap<PathKey, [u64; MAX_HITS], 4096> = HashMap::new();
-/// The names of interfaces, as Calico writes them.
+/// The interfaces and hooks that the agent has told, before it attaches a program there.
 #[btf_map]
-pub static NAMES: HashMap<u32, [u32; 4], 2048> = HashMap::new();
-/// What Calico's counters last were.
-#[btf_map]
-pub static LAST: PerCpuHashMap<HookKey, Last, 4096> = PerCpuHashMap::new();
+pub static HOOKS: PerCpuHashMap<HookKey, Hook, 4096> = PerCpuHashMap::new();
 /// Our own counters.
 #[btf_map]
 static NOTES: PerCpuArray<u64, { notes::COUNT as usize }> = PerCpuArray::new();

@@ -1,10 +1,10 @@
 //! Reading the verdict of the packet in the slot, and counting it.
 
-use crate::maps::{LAST, NAMES, PATHS, VERDICTS, at, counters, layout, note, state};
+use crate::maps::{HOOKS, PATHS, VERDICTS, at, counters, layout, note, state};
 use accountant_abi::Traffic;
 use accountant_abi::calico::{
-    ALLOWED, ALLOWED_THEN_DROPPED, DENIED, DROPPED_WITHOUT_POLICY, HookKey, Last, MAX_HITS, POLICY_FAILED,
-    PathKey, SETTLED, Slot, VerdictKey, notes,
+    ALLOWED, ALLOWED_THEN_DROPPED, DENIED, DROPPED_WITHOUT_POLICY, Hook, HookKey, Last, MAX_HITS,
+    POLICY_FAILED, PathKey, SETTLED, Slot, VerdictKey, notes,
 };
 
 /// Where the verdict is read.
@@ -35,7 +35,10 @@ pub fn settle(slot: &mut Slot, place: Place) -> bool {
     if !asked && place != Place::Dropped {
         return false;
     }
-    if !moved(slot, asked) {
+    let key = HookKey { interface: slot.interface, hook: slot.hook as u32 };
+    // SAFETY: this CPU's value of the map, which no other of our programs looks at meanwhile.
+    let mut hook = HOOKS.get_ptr_mut(&key).map(|hook| unsafe { &mut *hook });
+    if !moved(&key, hook.as_deref_mut().map(|hook| &mut hook.last), asked) {
         note(match place {
             Place::Behind => notes::MISPLACED,
             Place::Dropped => notes::FOREIGN,
@@ -43,7 +46,7 @@ pub fn settle(slot: &mut Slot, place: Place) -> bool {
         });
         return false;
     }
-    if is_of(slot.interface) {
+    if is_of(hook.as_deref()) {
         count(slot, state, asked, outcome(said, asked, place));
     } else {
         note(notes::OVERWRITTEN);
@@ -65,12 +68,13 @@ fn outcome(said: i32, asked: bool, place: Place) -> u8 {
 /// Whether Calico's counters say that it decided on, or dropped, a packet of this interface and hook on this CPU since the
 /// last verdict that was read. Where there are no such counters the state has to be believed.
 #[inline(always)]
-fn moved(slot: &Slot, asked: bool) -> bool {
+fn moved(key: &HookKey, last: Option<&mut Last>, asked: bool) -> bool {
     if layout!(counters) == 0 {
         return asked;
     }
-    let key = HookKey { interface: slot.interface, hook: slot.hook as u32 };
-    let Some(counters) = counters(&key) else { return false };
+    let Some(counters) = counters(key) else { return false };
+    // One that the agent has forgotten is of an interface that is gone.
+    let Some(last) = last else { return true };
     // SAFETY: all layouts have these, which the verifier checks.
     let at = |reason: u32| unsafe { at::<u64>(counters, 8 * reason) };
     let now = if asked {
@@ -89,29 +93,21 @@ fn moved(slot: &Slot, asked: bool) -> bool {
         }
         sum
     };
-    let Some(last) = LAST.get_ptr_mut(&key) else {
-        // The agent puts an entry there before it attaches the programs; one that is gone is of an interface that is gone.
-        let (decided, dropped) = if asked { (now, 0) } else { (0, now) };
-        let _ = LAST.insert(&key, &Last { decided, dropped }, 0);
-        return true;
-    };
-    // SAFETY: this CPU's value of the map.
-    let last = unsafe { if asked { &mut (*last).decided } else { &mut (*last).dropped } };
-    core::mem::replace(last, now) != now
+    core::mem::replace(if asked { &mut last.decided } else { &mut last.dropped }, now) != now
 }
 
 /// Whether Calico's programs last worked for this interface: they write its name for each packet.
 #[inline(always)]
-fn is_of(interface: u32) -> bool {
+fn is_of(hook: Option<&Hook>) -> bool {
     if layout!(name) == 0 {
         return true;
     }
     let Some(globals) = state(1) else { return false };
-    let Some(name) = NAMES.get_ptr(&interface) else { return false };
+    let Some(hook) = hook else { return false };
     let mut word = 0;
     while word < 4 {
-        // SAFETY: an entry of Calico's, and a value of the map.
-        if unsafe { at::<u32>(globals, layout!(name) + 4 * word) != (*name)[word as usize] } {
+        // SAFETY: an entry of Calico's.
+        if unsafe { at::<u32>(globals, layout!(name) + 4 * word) } != hook.name[word as usize] {
             return false;
         }
         word += 1;
