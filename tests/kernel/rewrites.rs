@@ -28,7 +28,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::lab::{Lab, v4};
 use support::streams::{
     ALLOWED, DENIED_IN_PASS_TIER, DENIED_LAST, Denied, NOBODYS, SIZE, STRIDE, Stream, shop,
@@ -366,6 +366,49 @@ fn legacy_loses_what_passes_between_the_look_and_the_swap() {
     let times = rewrites.len() as u64;
     let (kept, exposed) = (times * u64::from(BEFORE), times * u64::from(BETWEEN));
     assert!((kept..=kept + exposed).contains(&counted), "{counted} counted, {accounts:#}");
+}
+
+/// A writer takes another lock, so nobody sees it come, and what rules counted since the last reading is lost. The programs saw
+/// who decided on these packets: they are charged when there is nothing left that rules could tell.
+#[test]
+fn what_an_unseen_rewrite_lost_is_charged_by_what_programs_saw() {
+    const PACKETS: u32 = 70;
+    if lacks(Lacks::Programs) {
+        return;
+    }
+    let traffic = Traffic::new();
+    let node = &traffic.lab.node;
+    let mut felix = node.felix(Dialect::new(Version::V3_31, Backend::Legacy).unwrap());
+    felix.apply(&traffic.model).unwrap();
+    let other_lock = node.host().lock_file().with_extension("other");
+    let agent = traffic.lab.agent(&[
+        "--max-age",
+        "0s",
+        "--poll-interval",
+        "1h",
+        "--xtables-lock-file",
+        &other_lock.display().to_string(),
+    ]);
+    let client = &node.pod("default", "client").unwrap().netns;
+    let web = v4(node, "shop", "web");
+    let charged = || -> u64 {
+        let counted = counted(&agent.accounts().unwrap());
+        let allowed = |line: &Line| line.by == "KubernetesNetworkPolicy shop/web" && line.verdict == "allow";
+        counted.iter().filter(|(line, _)| allowed(line)).map(|(_, packets)| packets).sum()
+    };
+    let repaired = || scrape(&agent).sum("calico_accountant_reconcile_repaired_packets_total", &[]);
+    // Rules and programs are compared from the first rest on.
+    let begun = Instant::now();
+    wait_until("traffic has rested", || charged() == 0 && begun.elapsed() > Duration::from_secs(2));
+    for (number, so_far) in [(2, 1), (0, 2), (2, 3)] {
+        udp(client, web, ALLOWED, 1, PACKETS, SIZE).unwrap();
+        felix.apply(&variant(&traffic.model, number)).unwrap();
+        let at_once = charged();
+        assert!(at_once < so_far * u64::from(PACKETS), "{at_once} charged, so nothing was lost");
+        wait_until("what was lost is charged", || charged() >= so_far * u64::from(PACKETS));
+    }
+    assert_eq!((charged(), repaired()), (3 * u64::from(PACKETS), f64::from(3 * PACKETS)));
+    std::fs::remove_file(other_lock).unwrap();
 }
 
 #[test]

@@ -20,6 +20,8 @@ use super::denied::{LastFlows, Lost};
 use super::overlap::{self, Overlap};
 use super::seen::Seen;
 
+/// Packets that rules and programs no longer differ about.
+pub(super) const REPAIRED: &str = "repaired";
 /// How often it is looked which accounts are still in use.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
@@ -136,9 +138,10 @@ impl Books {
         }
     }
 
-    fn compare(&mut self, source: Source, Compared { agreed, rules_only, programs_only }: Compared) {
+    fn compare(&mut self, source: Source, compared: Compared) {
+        let Compared { agreed, rules_only, programs_only, repaired } = compared;
         let all = [("agreed", agreed), ("rules_only", rules_only), ("programs_only", programs_only)];
-        for (result, packets) in all {
+        for (result, packets) in all.into_iter().chain([(REPAIRED, repaired)]) {
             let total = self.compared.entry((source, result)).or_default();
             *total = total.saturating_add(packets);
         }

@@ -60,6 +60,8 @@ pub struct SourceStatus {
     pub attribution: BTreeMap<&'static str, u64>,
     /// Packets that rules and programs in the kernel both should have charged, by which did.
     pub compared: BTreeMap<&'static str, u64>,
+    /// Packets that the rules' counters have lost, and that were charged by what the programs told; where they could be.
+    pub repaired: Option<u64>,
     /// Failures by kind.
     pub errors: BTreeMap<&'static str, u64>,
     /// Things that happened, by kind.
@@ -91,6 +93,7 @@ impl SourceStatus {
             resets: 0,
             attribution: BTreeMap::new(),
             compared: BTreeMap::new(),
+            repaired: None,
             errors: BTreeMap::new(),
             notes: BTreeMap::new(),
             difference: None,

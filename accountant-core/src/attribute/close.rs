@@ -180,6 +180,10 @@ impl Settler<'_> {
             Some(Key::Unattributed(..)) => self.take_deficit(id, doubtful),
             _ => Amount::ZERO,
         };
+        let to_nobody = key_of_doubtful.is_some() && (doubtful - twice).any_positive();
+        if to_nobody || (left - doubtful).any_positive() {
+            self.witness.blur(&self.store[id].chain);
+        }
         self.post_some(key_of_doubtful, doubtful - twice);
         self.post_some(Some(self.one_of(&open)), left - doubtful);
         left - elsewhere

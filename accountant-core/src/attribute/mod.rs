@@ -65,6 +65,8 @@ pub struct Compared {
     pub rules_only: u64,
     /// Told, and not counted by the rules.
     pub programs_only: u64,
+    /// The same where counters were lost, and posted for that.
+    pub repaired: u64,
 }
 
 /// Accounts for one table.
@@ -214,10 +216,13 @@ impl Attributor {
         }
         self.handed_over.clear();
         self.name_unknowns(index);
+        if blind.unseen && !blind.refutable {
+            self.witness.lose();
+        }
         self.witness.hear(snapshot.verdicts.as_ref());
         self.witness.follow(&self.store, self.accounts_version);
         settle::settle(self, &mut attribution);
-        attribution.compared = self.witness.rest(&self.store, snapshot.at);
+        self.witness.rest(&self.store, snapshot.at, &mut attribution);
         attribution.unsettled |= self.reconciler.waits();
         attribution.wanted.retain(|chain| self.shared.contains_key(chain));
         attribution.wanted.sort();

@@ -5,19 +5,23 @@
 //! there is that much in the equation. Nothing is ever concluded from a path that is *not* there: packets without one
 //! (rules being replaced, programs that come or go) stay in the equations, for the arithmetic of counters.
 //!
+//! Where counters were lost (a rewrite that nobody saw), what was told and is in no counter is posted once all traffic of the
+//! chain has come to rest: then nothing that was told can still be about to be counted. Unless some was charged to a group or to
+//! nobody meanwhile, which can be the same packets.
+//!
 //! Invariant: of an account no more is posted than the greater of what was told of it and what the counters prove.
 //! For that all postings to it are counted from a moment on before which nothing was told.
 
-use super::Compared;
 use super::amount::Amount;
 use super::equation::Role;
 use super::program::Outcome;
 use super::settle::Settler;
 use super::store::{EquationId, Store, UnknownId};
+use super::{Attribution, Compared};
 use crate::calico::chain::ChainKind;
 use crate::calico::endpoint::Verdict;
 use crate::id::EndpointKind;
-use crate::ledger::Key;
+use crate::ledger::{Key, Posting};
 use crate::snapshot::Around;
 use crate::watch::{ChainVerdicts, Decision, Path, Went};
 use crate::{ChainName, Counter};
@@ -38,11 +42,12 @@ pub(super) struct Witness {
 }
 
 impl Compared {
-    fn take(&mut self, account: Account) {
+    fn take(&mut self, account: Account, repaired: Counter) {
         let packets = |amount: Amount| amount.positive().packets;
         self.agreed += packets(account.told.min(account.posted));
         self.rules_only += packets(account.posted - account.told);
-        self.programs_only += packets(account.told - account.posted);
+        self.programs_only += packets(account.told - account.posted) - repaired.packets;
+        self.repaired += repaired.packets;
     }
 }
 
@@ -69,6 +74,10 @@ struct Told {
     still_since: Option<Duration>,
     /// Whether it has rested since it is followed: what is posted from then on is of packets that are told.
     is_level: bool,
+    /// Whether counters may have been lost since it rested.
+    has_lost: bool,
+    /// Whether packets were charged since it rested of which it is not known who decided on them.
+    is_blurred: bool,
 }
 
 /// No packet takes so long from one rule to the next.
@@ -142,6 +151,20 @@ impl Witness {
         }
     }
 
+    /// Counters may have been lost.
+    pub(super) fn lose(&mut self) {
+        self.chains.values_mut().for_each(|told| told.has_lost = true);
+    }
+
+    /// Packets of this chain were charged to a group, or to nobody: they can be those that are told.
+    pub(super) fn blur(&mut self, chain: &ChainName) {
+        match self.chains.get_mut(chain) {
+            Some(told) => told.is_blurred = true,
+            // A sum over endpoints: any of them.
+            None => self.chains.values_mut().for_each(|told| told.is_blurred = true),
+        }
+    }
+
     /// Notes a posting.
     pub(super) fn note(&mut self, key: &Key, amount: Counter) {
         if let Some(account) = self.accounts.get_mut(key) {
@@ -159,14 +182,13 @@ impl Witness {
     }
 
     /// Starts anew for chains that have rested for so long that no packet can be on its way: what was counted and is not
-    /// told by then will not be, and what is told from now on is of packets that nothing was posted for. Returns how both
-    /// compare.
-    pub(super) fn rest(&mut self, store: &Store, now: Duration) -> Compared {
-        let mut compared = Compared::default();
+    /// told by then will not be, and what is told from now on is of packets that nothing was posted for. Says how both
+    /// compare, and posts what counters have lost.
+    pub(super) fn rest(&mut self, store: &Store, now: Duration, attribution: &mut Attribution) {
         if self.state != State::Followed
             || self.chains.values().all(|told| told.is_level && told.decisions.is_empty())
         {
-            return compared;
+            return;
         }
         let rows = store.equations().filter(|(id, row)| !row.is_column() && !store.is_direct(*id));
         let busy: HashSet<_> =
@@ -181,18 +203,26 @@ impl Witness {
             let is_rested = told.still_since.is_some_and(|since| now.saturating_sub(since) >= AT_REST);
             if is_alone && is_rested && !(told.is_level && told.decisions.is_empty()) {
                 told.decisions.clear();
-                rested.insert(chain, std::mem::replace(&mut told.is_level, true));
+                let is_blurred = std::mem::take(&mut told.is_blurred);
+                let lacks = std::mem::take(&mut told.has_lost) && !is_blurred;
+                rested.insert(chain, (std::mem::replace(&mut told.is_level, true), lacks));
             }
         }
         for (_, unknown) in store.unknowns() {
-            let (Some(&is_level), Some(key)) = (rested.get(&unknown.chain), &unknown.key) else { continue };
+            let (Some(&(is_level, lacks)), Some(key)) = (rested.get(&unknown.chain), &unknown.key) else {
+                continue;
+            };
             let account = self.accounts.get_mut(key).map(std::mem::take).unwrap_or_default();
             // No path is told of packets of established connections.
             if is_level && !matches!(unknown.outcome, Outcome::Verdict(Verdict::Established)) {
-                compared.take(account);
+                let missing = (account.told - account.posted).positive();
+                let repaired = if lacks { missing } else { Counter::ZERO };
+                attribution.compared.take(account, repaired);
+                if !repaired.is_zero() {
+                    attribution.postings.push(Posting { key: key.clone(), amount: repaired });
+                }
             }
         }
-        compared
     }
 }
 

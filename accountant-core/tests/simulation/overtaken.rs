@@ -123,3 +123,28 @@ fn a_moment_of_zeros_after_a_fall_is_no_reset() {
         s.finish()
     });
 }
+
+/// Counters are lost in rewrites that nobody saw: what programs told of them is charged once there is rest, and only that.
+#[test]
+fn what_a_rewrite_lost_is_charged_by_what_was_told() {
+    let session = scene(Legacy, &["p0:ad p1:a Drop"], |s| {
+        s.op(&Op::Programs(Change::Attach))?;
+        s.settle()?;
+        s.settle()?;
+        for _ in 0..5 {
+            s.send(&packet(0, &[deny(0)], 101));
+            s.send(&packet(0, &[allow(1)], 103));
+        }
+        s.edit(insert(0, 0, 2));
+        // No list is good for this one: that it came is told, and not who decided.
+        s.send(&packet(0, &[allow(1)], 105));
+        s.edit(insert(0, 0, 3));
+        s.settle()?;
+        s.send(&packet(0, &[allow(1)], 107));
+        s.settle()?;
+        s.settle()
+    });
+    let book = &session.agent.charged;
+    assert_eq!(charged(book, 0, deny(0)), 5, "{}", session.story.join("\n"));
+    assert_eq!(charged(book, 0, allow(1)), 6, "{}", session.story.join("\n"));
+}

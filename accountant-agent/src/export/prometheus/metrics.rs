@@ -276,7 +276,11 @@ metrics! {
         "for all but calico-bpf"
     SOURCE_CHECKED Counter "calico_accountant_reconcile_checked_total" in "packets"
         ["source" "result"]
-        "Packets that rules and programs in the kernel both should have charged, compared when a workload's traffic has rested for a second: `agreed`; `rules_only` where the programs could not tell who decided or did not see it; `programs_only` where the rules' counters lack it."
+        "Packets that rules and programs in the kernel both should have charged, compared when a workload's traffic has rested for a second: `agreed`; `rules_only` where the programs could not tell who decided or did not see it; `programs_only` where the rules' counters lack it, less what was repaired."
+        "without programs in the kernel, and until traffic has rested"
+    SOURCE_REPAIRED Counter "calico_accountant_reconcile_repaired_packets_total" in "packets"
+        ["source"]
+        "Packets whose count the rules have lost in a rewrite that was missed, and that were charged by what the programs in the kernel saw, once their workload's traffic had rested for a second."
         "without programs in the kernel, and until traffic has rested"
     SOURCE_ERRORS Counter "calico_accountant_source_errors_total" in "readings"
         ["source" "reason"]

@@ -239,6 +239,7 @@ fn source_families(text: &mut Text<'_>, sources: &[SourceStatus]) {
     each(&metrics::SOURCE_TOTALS_ONLY, &|source| flag(source.how.is_totals_only()));
     each(&metrics::SOURCE_COUNTED_RULES, &|source| source.rules.map(|rules| rules as f64));
     each(&metrics::SOURCE_RESETS, &|source| Some(source.resets as f64));
+    each(&metrics::SOURCE_REPAIRED, &|source| source.repaired.map(|packets| packets as f64));
     by_kind(text, &metrics::SOURCE_CHECKED, "result", sources, |source| &source.compared);
     by_kind(text, &metrics::SOURCE_ERRORS, "reason", sources, |source| &source.errors);
     by_kind(text, &metrics::SOURCE_EVENTS, "event", sources, |source| &source.notes);
