@@ -324,11 +324,16 @@ fn what_somebody_detached_is_attached_again() {
     assert_eq!(detached.count(), 2);
     // Nobody but the rules sees these.
     send(4);
-    agent.settled().unwrap();
+    let attached_again = || {
+        agent.settled().unwrap();
+        scrape(&agent).sum("calico_accountant_kernel_programs_attached_again_total", &[])
+    };
+    wait_until("both are attached again", || attached_again() >= 2.0);
     assert_eq!((new_to_web(&agent), allowed_to_web(&agent)), (3, 7));
     assert!(agent.log().contains("somebody detached a program from the packet filter"), "{}", agent.log());
     send(5);
     assert_eq!((new_to_web(&agent), allowed_to_web(&agent)), (8, 12));
+    assert!(attached_again() == 2.0, "each once");
     // The next agent finds what this one attached.
     drop(agent);
     send(6);

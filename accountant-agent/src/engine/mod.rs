@@ -317,6 +317,7 @@ impl Engine {
             status.repaired = status.compared.remove(REPAIRED);
         }
         self.kernel.reason = self.programs.reason();
+        self.kernel.attached_again = self.programs.attached_again();
         self.kernel.packets = self.books.seen.packets();
         let runs = self.programs.runs().into_iter();
         self.kernel.runs = runs.map(|(program, runs)| (program, runs.count, runs.time)).collect();

@@ -216,6 +216,8 @@ pub struct KernelStatus {
     pub needed: bool,
     /// Packets that they saw, by how well.
     pub packets: BTreeMap<&'static str, u64>,
+    /// How many of them somebody had detached, so that they were attached again. Nothing where there are none.
+    pub attached_again: Option<u64>,
     /// How often each ran, and how long that took, as far as the kernel keeps statistics.
     pub runs: Vec<(&'static str, u64, Duration)>,
     /// What they had to tell and found no room for, by kind. Nothing where there are none.

@@ -196,9 +196,11 @@ impl Loaded {
         results
     }
 
-    /// Attaches programs again that somebody detached (`bpftool link detach`). A link does not tell whether it still is one, but
-    /// the kernel takes no second program of one priority in a hook (`EBUSY`): where it does, the first one is gone.
-    pub(super) fn attach_again(&mut self) -> Result<(), CannotHere> {
+    /// Attaches programs again that somebody detached (`bpftool link detach`), and says how many. What the kernel tells of a link
+    /// is the same before and after, but it takes no second program of one priority in a hook (`EBUSY`): where it does, the
+    /// first one is gone.
+    pub(super) fn attach_again(&mut self) -> Result<u64, CannotHere> {
+        let mut attached = 0;
         for place in places() {
             // Nobody can detach from the tracepoint.
             let Place::Filter { family: (family, _), hook: (hook, _), priority } = place else { continue };
@@ -217,9 +219,10 @@ impl Loaded {
                         self.held.push((place.file(), link));
                     }
                 }
+                attached += 1;
             }
         }
-        Ok(())
+        Ok(attached)
     }
 
     /// A link or program that is held.

@@ -129,6 +129,14 @@ impl Programs {
         }
     }
 
+    /// How many programs somebody had detached and were attached again; nothing where there are none.
+    pub fn attached_again(&self) -> Option<u64> {
+        match &*self.lock() {
+            State::On { witness, .. } => Some(witness.attached_again()),
+            State::Off(_) | State::Waiting(_) => None,
+        }
+    }
+
     /// Whether handing over chains is of any use.
     pub(crate) fn wants(&self) -> bool {
         matches!(&*self.lock(), State::On { .. } | State::Waiting(_) | State::Off(CannotHere::NotYet))
@@ -206,7 +214,7 @@ impl Programs {
     fn take_flows(&self) -> Flows {
         let mut state = self.lock();
         let State::On { witness, .. } = &mut *state else { return Flows::default() };
-        let flows = witness.attach_again().and_then(|()| witness.take_flows());
+        let flows = witness.care().and_then(|()| witness.take_flows());
         flows.unwrap_or_else(|reason| {
             *state = lost(reason);
             Flows::default()

@@ -35,6 +35,9 @@ const FLOWS: u32 = 1 << 14;
 const EVENTS: u32 = 1 << 18;
 /// How many of them are taken at once.
 const AT_ONCE: usize = 512;
+/// How long nobody looks whether the programs still are attached: a look asks the kernel to attach each once more, and readings
+/// can be ten a second.
+const CARE: Duration = Duration::from_secs(1);
 /// A packet that came by an old list is long through its hook.
 const THROUGH: Duration = Duration::from_millis(20);
 
@@ -57,6 +60,9 @@ pub(super) struct Witness {
     left: BTreeMap<u32, Slots>,
     looked_at: HashSet<TableId>,
     free_places: Vec<u32>,
+    /// When it was last looked whether the programs are attached, and how many were not.
+    cared: Instant,
+    attached_again: u64,
     /// Chains that there was no room for when it was last said.
     said_full: bool,
 }
@@ -124,6 +130,8 @@ impl Witness {
             left,
             looked_at: HashSet::new(),
             free_places: (1..slots).rev().collect(),
+            cared: Instant::now(),
+            attached_again: 0,
             said_full: false,
         })
     }
@@ -287,9 +295,18 @@ impl Witness {
         Ok(verdicts)
     }
 
-    /// Attaches programs again that somebody detached.
-    pub(super) fn attach_again(&mut self) -> Result<(), CannotHere> {
-        self.loaded.attach_again()
+    /// Attaches programs again that somebody detached, if it is time to look.
+    pub(super) fn care(&mut self) -> Result<(), CannotHere> {
+        if self.cared.elapsed() >= CARE {
+            self.attached_again += self.loaded.attach_again()?;
+            self.cared = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// How many programs had to be attached again.
+    pub(super) fn attached_again(&self) -> u64 {
+        self.attached_again
     }
 
     /// How often each program ran, as far as the kernel keeps statistics.

@@ -294,6 +294,10 @@ metrics! {
         []
         "Whether programs in the kernel see which policy decides on each packet; where not, `accountant check` says why."
         "never"
+    KERNEL_ATTACHED_AGAIN Counter "calico_accountant_kernel_programs_attached_again_total" in "programs"
+        []
+        "Programs that somebody else detached from the packet filter and the agent attached again, looked at once a second at most; what they did not see is counted by the rules alone."
+        "without programs in the kernel"
     KERNEL_PACKETS Counter "calico_accountant_kernel_packets_total" in "packets"
         ["result"]
         "Packets that the programs in the kernel saw, once for each endpoint's chain: of established connections; others by their path through the rules, or (rules being rewritten, too many of them) by verdict alone; lost ones were neither seen to go on nor dropped."

@@ -267,6 +267,10 @@ fn by_kind(
 fn kernel_families(text: &mut Text<'_>, kernel: &KernelStatus) {
     text.family(&metrics::KERNEL_PROGRAMS);
     text.sample(metrics::KERNEL_PROGRAMS.name, "", u64::from(kernel.is_attached()));
+    text.family(&metrics::KERNEL_ATTACHED_AGAIN);
+    if let Some(programs) = kernel.attached_again {
+        text.sample(metrics::KERNEL_ATTACHED_AGAIN.name, "", programs);
+    }
     text.family(&metrics::KERNEL_PACKETS);
     for (result, packets) in &kernel.packets {
         text.sample(metrics::KERNEL_PACKETS.name, &render_labels([("result", *result)]), *packets);
