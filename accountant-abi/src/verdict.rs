@@ -11,7 +11,7 @@ use crate::Traffic;
 
 /// The version of all this. Maps of another version than the agent's are of no use to it: whoever changes a record, a map or
 /// its meaning makes it one more.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// How many rules a list can watch: the bits of a mask.
 pub const MAX_RULES: usize = 64;
@@ -28,8 +28,19 @@ pub const FROM_TO_HOST: u32 = 1;
 pub const TO_FORWARDED: u32 = 2;
 /// Of what this host sends to it.
 pub const TO_FROM_HOST: u32 = 3;
+/// Chains of a host endpoint's interface in the raw table, before connections are tracked: of what comes from it.
+pub const FROM_UNTRACKED: u32 = 4;
+/// Of what this host sends to it.
+pub const TO_UNTRACKED: u32 = 5;
+/// In the mangle table: of what comes from it, before its destination is changed.
+pub const FROM_BEFORE_NAT: u32 = 6;
+/// Of what leaves by it, after its destination was changed.
+pub const TO_AFTER_NAT: u32 = 7;
 /// How many of them there are.
-pub const ROLES: usize = 4;
+pub const ROLES: usize = 8;
+
+/// How many hooks notes are kept for: a power of two that is greater than `NF_INET_POST_ROUTING`.
+pub const HOOKS: usize = 8;
 
 macro_rules! places {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -87,7 +98,7 @@ pub struct Interface {
     pub slots: [[u32; 2]; ROLES],
 }
 
-const _: () = assert!(size_of::<Interface>() == 40);
+const _: () = assert!(size_of::<Interface>() == 72);
 
 /// A watched rule.
 #[repr(C)]
@@ -332,7 +343,7 @@ pub struct Processor {
     /// Nothing.
     pub padding: u32,
     /// By hook.
-    pub notes: [Note; 4],
+    pub notes: [Note; HOOKS],
 }
 
 #[cfg(feature = "user")]

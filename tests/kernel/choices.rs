@@ -63,6 +63,10 @@ fn rules(backend: Backend) {
     let said = check(&backend.to_string(), lab.node.host(), &arguments);
     let programs = &said["kernel_programs"];
     let hooks = programs["hooks"].as_array().unwrap();
+    let named = |name: &str| hooks.iter().any(|hook| hook["hook"] == name);
+    let is_listed =
+        named("packet filter, IPv4 forward") && named("packet filter, IPv6 prerouting, raw table");
+    assert!(is_listed || said["kernel_programs"]["attached"] == false, "{programs:#}");
     let all_can = hooks.iter().all(|hook| hook["reason"].is_null());
     assert_eq!(programs["attached"].as_bool().unwrap(), all_can, "{programs:#}");
     let agent = lab.agent(&["--xtables-lock-file", &lock, "--max-age", "0s"]);

@@ -12,8 +12,8 @@ use accountant_dataplane::nftables::Nftables;
 use accountant_dataplane::{Poll, RuleSource, Wanted};
 use accountant_lab::Node;
 use accountant_lab::felix::{Backend, Dialect, Version};
-use accountant_lab::policy::Truth;
-use accountant_lab::scenario::{Scenario, Visit, demo};
+use accountant_lab::policy::{Did, Truth};
+use accountant_lab::scenario::{HostTraffic, HostVisit, Scenario, Visit, demo, hosts};
 use accountant_lab::traffic::{Flood, Until};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -182,6 +182,51 @@ fn iptables_nft() {
 #[test]
 fn native_nftables() {
     every_path_is_known(Backend::Nft);
+}
+
+/// Untracked policy, policy before NAT and what leaves after it: rules of the raw and the mangle table.
+fn host_endpoints(backend: Backend) {
+    let scenario = hosts();
+    let node = scenario.node().unwrap();
+    felix_writes(&scenario, &node, backend);
+    let visit = HostVisit::new(&node).unwrap();
+    node.host()
+        .enter(|| {
+            let mut witnessed = Witnessed::new(&node, backend);
+            let sent = visit.round().unwrap();
+            let (counted, seen) = witnessed.read();
+            for (table, around) in &seen {
+                assert_eq!(unresolved(&around.after), 0, "{table:?}");
+                for (rule, sum) in by_paths(*table, &around.after) {
+                    assert_eq!(sum, counted[&rule], "{rule:?}");
+                }
+                let is_here = |(kind, version, _): &&(HostTraffic, IpVersion, Counter)| {
+                    (kind.table(backend), *version, kind.did) == (table.table, table.ip_version, Did::Deny)
+                };
+                let denied: u64 = sent.iter().filter(is_here).map(|(.., sent)| sent.packets).sum();
+                assert_eq!(went(&around.after, Went::Nowhere), denied, "{table:?}");
+                let flows = &witnessed.last.as_ref().unwrap().flows.denied;
+                let flows = flows.iter().filter(|flow| flow.table == *table && flow.path.is_some());
+                assert_eq!(flows.map(|flow| flow.counter.packets).sum::<u64>(), denied, "{table:?}, by flow");
+            }
+            assert_eq!(seen.len(), 2 * Table::ALL.len());
+        })
+        .unwrap();
+}
+
+#[test]
+fn host_endpoints_of_legacy() {
+    host_endpoints(Backend::Legacy);
+}
+
+#[test]
+fn host_endpoints_of_iptables_nft() {
+    host_endpoints(Backend::IptablesNft);
+}
+
+#[test]
+fn host_endpoints_of_native_nftables() {
+    host_endpoints(Backend::Nft);
 }
 
 /// New flows from both processors, accepted, denied and unmatched mixed.

@@ -7,7 +7,7 @@ use accountant_core::calico::ChainKind;
 use accountant_core::ledger::{AccountKey, Key, Ledger, Posting, What};
 use accountant_core::snapshot::TableId;
 use accountant_core::watch::{ChainVerdicts, Fate};
-use accountant_core::{ChainName, Table};
+use accountant_core::{ChainName, Direction, Table};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
@@ -125,7 +125,8 @@ fn key(table: TableId, chain: &ChainName, established: bool, fate: Fate) -> Opti
     account(table, chain, established, fate).map(Key::from)
 }
 
-/// The account of what became so of packets of an endpoint.
+/// The account of what became so of packets of an endpoint. All packets come by its chain of the filter table, but for those
+/// that its chains in front of it drop; what leaves after its destination was changed has come by.
 pub(super) fn account(
     table: TableId,
     chain: &ChainName,
@@ -133,9 +134,13 @@ pub(super) fn account(
     fate: Fate,
 ) -> Option<AccountKey> {
     let ChainKind::Endpoint { endpoint, direction, .. } = ChainKind::of(chain) else { return None };
+    let is_counted = match (table.table, direction) {
+        (Table::Filter, _) => true,
+        (Table::Raw, _) | (Table::Mangle, Direction::Ingress) => fate != Fate::Accepted,
+        (Table::Mangle, Direction::Egress) => false,
+    };
     let what = What::Seen { established, fate };
-    let account = AccountKey { endpoint, direction, ip_version: table.ip_version, what };
-    (table.table == Table::Filter).then_some(account)
+    is_counted.then_some(AccountKey { endpoint, direction, ip_version: table.ip_version, what })
 }
 
 /// What is new since, and takes it as known. Counts fall only if the programs are others: then all of them are new.
@@ -218,5 +223,19 @@ mod tests {
         assert_eq!(balance(&ledger, false, Fate::Accepted), Some(20));
         seen.forget(table);
         assert_eq!(seen.keys().count(), 0);
+    }
+
+    #[test]
+    fn each_packet_of_a_host_endpoint_is_one_packet_in_whichever_tables_it_has_chains() {
+        let counted = |table, chain: &str| {
+            let table =
+                TableId { source: Source::IptablesLegacy, native: false, ip_version: IpVersion::V4, table };
+            Fate::ALL.map(|fate| account(table, &chain.into(), false, fate).is_some())
+        };
+        assert_eq!(counted(Table::Filter, "cali-fh-eth0"), [true; 3]);
+        assert_eq!(counted(Table::Raw, "cali-fh-eth0"), [false, true, true]);
+        assert_eq!(counted(Table::Raw, "cali-th-eth0"), [false, true, true]);
+        assert_eq!(counted(Table::Mangle, "cali-fh-eth0"), [false, true, true]);
+        assert_eq!(counted(Table::Mangle, "cali-th-eth0"), [false; 3]);
     }
 }

@@ -4,6 +4,7 @@
 //! maps are resolved, and each call of the kernel's function that reads memory safely gets that function's number.
 
 use super::flows::Events;
+use super::hooks::{OTHERS, PROGRAMS, Place, Site, all_places, places};
 use super::pins::Links;
 use super::places::Kernel;
 use crate::in_place::reason::Host;
@@ -15,8 +16,9 @@ use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -31,14 +33,6 @@ const CAST: i32 = 0x0acc_0001;
 /// `BPF_JMP | BPF_CALL`, and what in its source register makes it a call of a kernel function.
 const CALL: u8 = 0x85;
 const KERNEL_FUNCTION: u8 = 2;
-
-/// Just before and just after the filter rules, whose priority is 0.
-const BEFORE: i32 = -1;
-const AFTER: i32 = 1;
-/// `NF_INET_LOCAL_IN`, `NF_INET_FORWARD`, `NF_INET_LOCAL_OUT`
-const HOOKS: [(u32, &str); 3] = [(1, "local in"), (2, "forward"), (3, "local out")];
-/// `NFPROTO_IPV4`, `NFPROTO_IPV6`
-const FAMILIES: [(u32, &str); 2] = [(2, "IPv4"), (10, "IPv6")];
 
 /// Maps that an agent leaves to the next one.
 const KEPT: [&str; 12] = [
@@ -55,9 +49,6 @@ const KEPT: [&str; 12] = [
     "TOTALS",
     "WATCH",
 ];
-
-/// The programs that packets pass.
-const PROGRAMS: [&str; 3] = ["dropped", "after", "before"];
 
 /// How much of what the verifier says is kept.
 const LOG: usize = 1 << 20;
@@ -151,49 +142,66 @@ impl Loaded {
         self.kept.as_ref().is_some_and(Links::are_there)
     }
 
-    /// Attaches all programs: to the packet filter of the calling thread's network namespace, and to drops.
+    /// Attaches the programs that every node has: to the packet filter of the calling thread's network namespace, and to drops.
     pub(super) fn attach(&mut self) -> Result<(), CannotHere> {
         if self.goes_on() {
             return Ok(());
         }
-        self.attach_each().into_iter().try_for_each(|(_, result)| result)
+        places().try_for_each(|place| self.attach_to(place))
     }
 
-    /// The same, and says what came of it for each place.
+    /// Attaches all that there are, and says what came of it for each place.
     pub(super) fn attach_each(&mut self) -> Vec<(String, Result<(), CannotHere>)> {
-        let loaded = PROGRAMS.map(|name| {
-            let kind =
-                if name == "dropped" { Kind::Tracepoint(self.kernel.dropped) } else { Kind::Netfilter };
-            self.program(name, kind)
-        });
-        let [dropped, after, before] = &loaded;
         let mut results: Vec<(String, Result<(), CannotHere>)> = Vec::new();
-        for place in places() {
-            let link = match place {
-                Place::Drops => dropped.as_ref().map(|program| bpf::link_tracepoint(program.as_fd())),
-                Place::Filter { family: (family, _), hook: (hook, _), priority } => {
-                    let program = if priority == AFTER { after } else { before };
-                    program
-                        .as_ref()
-                        .map(|program| bpf::link_netfilter(program.as_fd(), family, hook, priority))
-                }
-            };
-            let link = link.map_err(Clone::clone).and_then(|link| {
-                link.map_err(|error| self.refused(&format!("attaching to {}", place.name()), error))
-            });
-            let result = link.and_then(|link| self.keep(place.file(), link));
+        for place in all_places() {
+            let result = self.attach_to(place);
             match results.iter_mut().find(|(name, _)| *name == place.name()) {
                 Some((_, both)) => *both = std::mem::replace(both, Ok(())).and(result),
                 None => results.push((place.name(), result)),
             }
         }
-        for (name, program) in PROGRAMS.into_iter().zip(loaded) {
-            let kept = program.and_then(|program| self.keep(program_file(name), program));
-            if let (Err(reason), Some((_, result))) = (kept, results.first_mut()) {
-                *result = std::mem::replace(result, Ok(())).and(Err(reason));
+        results
+    }
+
+    /// Where programs are attached around rules that not every node has.
+    pub(super) fn sites(&self) -> BTreeSet<Site> {
+        Site::of_hosts().filter(|site| site.places().iter().any(|place| self.is_attached(*place))).collect()
+    }
+
+    /// Attaches programs around rules that this node has.
+    pub(super) fn attach_at(&mut self, site: Site) -> Result<(), CannotHere> {
+        let missing = site.places().into_iter().filter(|place| !self.is_attached(*place));
+        missing.collect::<Vec<_>>().into_iter().try_for_each(|place| self.attach_to(place))
+    }
+
+    /// Detaches them, the earlier one first: what it noted the later one still sees.
+    pub(super) fn detach_from(&mut self, site: Site) {
+        for place in site.places().into_iter().rev() {
+            self.held.retain(|(name, _)| *name != place.file());
+            if let Some(kept) = &mut self.kept {
+                kept.forget(&place.file());
             }
         }
-        results
+    }
+
+    fn is_attached(&self, place: Place) -> bool {
+        self.get(&place.file()).is_some()
+    }
+
+    fn attach_to(&mut self, place: Place) -> Result<(), CannotHere> {
+        let (name, file) = (place.program(), program_file(place.program()));
+        if self.get(&file).is_none() {
+            let kind = match place {
+                Place::Drops => Kind::Tracepoint(self.kernel.dropped),
+                Place::Before(_) | Place::After(_) => Kind::Netfilter,
+            };
+            let program = self.program(name, kind)?;
+            self.keep(file.clone(), program)?;
+        }
+        let Some(program) = self.get(&file) else { return Ok(()) };
+        let link = link(program, place);
+        let link = link.map_err(|error| self.refused(&format!("attaching to {}", place.name()), error))?;
+        self.keep(place.file(), link)
     }
 
     /// Attaches programs again that somebody detached (`bpftool link detach`), and says how many. What the kernel tells of a link
@@ -201,12 +209,13 @@ impl Loaded {
     /// first one is gone.
     pub(super) fn attach_again(&mut self) -> Result<u64, CannotHere> {
         let mut attached = 0;
-        for place in places() {
+        for place in all_places() {
             // Nobody can detach from the tracepoint.
-            let Place::Filter { family: (family, _), hook: (hook, _), priority } = place else { continue };
-            let program = if priority == AFTER { "after" } else { "before" };
-            let Some(program) = self.get(&program_file(program)) else { continue };
-            if let Ok(link) = bpf::link_netfilter(program, family, hook, priority) {
+            if place == Place::Drops || !self.is_attached(place) {
+                continue;
+            }
+            let Some(program) = self.get(&program_file(place.program())) else { continue };
+            if let Ok(link) = link(program, place) {
                 tracing::warn!(
                     place = place.file(),
                     "somebody detached a program from the packet filter: it is attached again, and packets that it did not \
@@ -247,10 +256,10 @@ impl Loaded {
             let program = self.get(&program_file(name))?;
             Some((name, bpf::runs(program).ok()?)).filter(|(_, runs)| runs.count > 0)
         };
-        PROGRAMS.into_iter().filter_map(runs).collect()
+        PROGRAMS.into_iter().chain(OTHERS).filter_map(runs).collect()
     }
 
-    fn refused(&self, operation: &str, error: std::io::Error) -> CannotHere {
+    fn refused(&self, operation: &str, error: io::Error) -> CannotHere {
         CannotHere::refused(operation, error, &self.host)
     }
 
@@ -359,42 +368,10 @@ fn program_file(name: &str) -> String {
     format!("program-{name}")
 }
 
-/// Where a program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Drops,
-    Filter { family: (u32, &'static str), hook: (u32, &'static str), priority: i32 },
-}
-
-/// All places, in the order in which programs are attached: the later one of a hook first, so that a packet that only it
-/// sees is counted by verdict.
-fn places() -> impl Iterator<Item = Place> {
-    let hooks = FAMILIES.into_iter().flat_map(|family| HOOKS.map(|hook| (family, hook)));
-    let filter = hooks
-        .flat_map(|(family, hook)| [AFTER, BEFORE].map(|priority| Place::Filter { family, hook, priority }));
-    std::iter::once(Place::Drops).chain(filter)
-}
-
-impl Place {
-    /// In words.
-    fn name(self) -> String {
-        match self {
-            Self::Drops => "dropped packets (kfree_skb)".into(),
-            Self::Filter { family: (_, version), hook: (_, hook), .. } => {
-                format!("packet filter, {version} {hook}")
-            }
-        }
-    }
-
-    /// The name of its link. A BPF file system allows no dots.
-    fn file(self) -> String {
-        match self {
-            Self::Drops => "dropped".into(),
-            Self::Filter { family: (_, version), hook: (_, hook), priority } => {
-                let when = if priority == AFTER { "after" } else { "before" };
-                format!("{when}-{version}-{hook}").replace(' ', "-")
-            }
-        }
+fn link(program: BorrowedFd<'_>, place: Place) -> io::Result<OwnedFd> {
+    match place.in_filter() {
+        None => bpf::link_tracepoint(program),
+        Some((family, hook, priority)) => bpf::link_netfilter(program, family, hook, priority),
     }
 }
 

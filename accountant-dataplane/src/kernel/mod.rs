@@ -7,6 +7,7 @@
 
 mod endpoint;
 mod flows;
+mod hooks;
 mod interfaces;
 mod links;
 pub(crate) mod list;
@@ -18,6 +19,7 @@ mod owners;
 mod paths;
 mod pins;
 mod places;
+mod sites;
 mod witness;
 
 pub use endpoint::{EndpointCounts, EndpointTraffic};

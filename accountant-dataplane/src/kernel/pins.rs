@@ -1,7 +1,7 @@
 //! Where programs and counts outlive the agent: a folder of ours in a BPF file system.
 //!
 //! ```text
-//! FOLDER/NAMESPACE/abi-3-slots-1024-cpus-2/      the maps of this version and size
+//! FOLDER/NAMESPACE/abi-4-slots-1024-cpus-2/      the maps of this version and size
 //!                                  links-HASH/   the places that these programs are attached to
 //! ```
 //!
@@ -98,8 +98,7 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// The links of programs with this hash that an earlier agent left, if all of these are there. All others go, and their
-    /// programs with them.
+    /// What an earlier agent left of programs with this hash, if all of these are there. Others go, and their programs with them.
     pub(super) fn find(maps: &Path, hash: u64, wanted: &[String]) -> Self {
         let own = format!("links-{hash:016x}");
         for name in names(maps).into_iter().filter(|name| name.starts_with("links-") && *name != own) {
@@ -110,12 +109,10 @@ impl Links {
             }
         }
         let folder = maps.join(own);
-        let links: Result<Vec<_>, _> = wanted
-            .iter()
-            .map(|name| Ok::<_, io::Error>((name.clone(), bpf::pinned(&folder.join(name))?)))
-            .collect();
-        let links = links.unwrap_or_default();
-        if links.is_empty() {
+        let pinned = |name: String| Some((bpf::pinned(&folder.join(&name)).ok()?, name));
+        let mut links: Vec<_> = names(&folder).into_iter().filter_map(pinned).map(|(l, n)| (n, l)).collect();
+        if !wanted.iter().all(|name| links.iter().any(|(known, _)| known == name)) {
+            links.clear();
             let _ = fs::remove_dir_all(&folder);
         }
         Self { folder, links }
@@ -133,10 +130,15 @@ impl Links {
 
     /// Keeps a link in place of the one that had its name.
     pub(super) fn replace(&mut self, name: &str, link: OwnedFd) -> Result<(), CannotHere> {
+        self.forget(name);
+        self.keep(name, link)
+    }
+
+    /// Keeps it no longer: nothing is attached by it any more.
+    pub(super) fn forget(&mut self, name: &str) {
         self.links.retain(|(known, _)| known != name);
         // It may be gone, too.
         let _ = fs::remove_file(self.folder.join(name));
-        self.keep(name, link)
     }
 
     /// Keeps a link, or a program.

@@ -15,13 +15,13 @@ use super::memory::Memory;
 use super::owners::{Key, Owners, next_generation};
 use super::paths;
 use super::pins::Pins;
+use super::sites::{Sites, roles};
 use crate::in_place::{CannotHere, chain};
-use accountant_abi::verdict::{FATES, FROM_FORWARDED, FROM_TO_HOST, TO_FORWARDED, TO_FROM_HOST, WatchList};
+use accountant_abi::verdict::{FATES, WatchList};
 use accountant_core::calico::ChainKind;
-use accountant_core::id::{Endpoint, EndpointKind};
 use accountant_core::snapshot::TableId;
 use accountant_core::watch::{self, ChainVerdicts, ListCounts};
-use accountant_core::{Counter, Direction, IpVersion};
+use accountant_core::{Counter, IpVersion};
 use accountant_sys::bpf::Runs;
 use aya::maps::Array;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -35,9 +35,6 @@ const FLOWS: u32 = 1 << 14;
 const EVENTS: u32 = 1 << 18;
 /// How many of them are taken at once.
 const AT_ONCE: usize = 512;
-/// How long nobody looks whether the programs still are attached: a look asks the kernel to attach each once more, and readings
-/// can be ten a second.
-const CARE: Duration = Duration::from_secs(1);
 /// A packet that came by an old list is long through its hook.
 const THROUGH: Duration = Duration::from_millis(20);
 
@@ -54,15 +51,13 @@ pub(super) struct Witness {
     memory: Memory,
     events: Events,
     interfaces: Interfaces,
+    sites: Sites,
     owners: Owners,
     slots: HashMap<Key, Slot>,
     /// Interfaces that an earlier agent left, for tables that were not looked at yet.
     left: BTreeMap<u32, Slots>,
     looked_at: HashSet<TableId>,
     free_places: Vec<u32>,
-    /// When it was last looked whether the programs are attached, and how many were not.
-    cared: Instant,
-    attached_again: u64,
     /// Chains that there was no room for when it was last said.
     said_full: bool,
 }
@@ -118,6 +113,7 @@ impl Witness {
         loaded.attach()?;
         let (interfaces, left) = memory.interfaces();
         let owners = Owners::read(memory.owners());
+        let sites = Sites::new(&loaded);
         Ok(Self {
             counted_by: loaded.counted_by(),
             loaded,
@@ -125,13 +121,12 @@ impl Witness {
             memory,
             events,
             interfaces,
+            sites,
             owners,
             slots: HashMap::new(),
             left,
             looked_at: HashSet::new(),
             free_places: (1..slots).rev().collect(),
-            cared: Instant::now(),
-            attached_again: 0,
             said_full: false,
         })
     }
@@ -149,6 +144,7 @@ impl Witness {
             self.watch_chain(table, watched)?;
         }
         self.look_for_interfaces();
+        self.look_for_sites();
         Ok(())
     }
 
@@ -167,7 +163,7 @@ impl Witness {
             if index == 0 {
                 continue;
             }
-            for &role in roles(&endpoint, direction, forward) {
+            for &role in roles(table.table, endpoint.kind, direction, forward) {
                 let version = usize::from(table.ip_version == IpVersion::V6);
                 let here = &mut wanted.entry(index).or_default()[role as usize][version];
                 if *here == 0 {
@@ -205,6 +201,12 @@ impl Witness {
                 }
             }
         }
+    }
+
+    /// Has programs attached where chains of host endpoints are, and nowhere else.
+    fn look_for_sites(&mut self) {
+        let chains = self.slots.iter().filter(|(_, slot)| !slot.gone).map(|(key, _)| key);
+        self.sites.hold(&mut self.loaded, chains);
     }
 
     fn watch_chain(&mut self, table: TableId, watched: Watched) -> Result<(), CannotHere> {
@@ -297,16 +299,16 @@ impl Witness {
 
     /// Attaches programs again that somebody detached, if it is time to look.
     pub(super) fn care(&mut self) -> Result<(), CannotHere> {
-        if self.cared.elapsed() >= CARE {
-            self.attached_again += self.loaded.attach_again()?;
-            self.cared = Instant::now();
+        if !self.sites.is_due() {
+            return Ok(());
         }
-        Ok(())
+        self.look_for_sites();
+        self.sites.care(&mut self.loaded)
     }
 
     /// How many programs had to be attached again.
     pub(super) fn attached_again(&self) -> u64 {
-        self.attached_again
+        self.sites.attached_again()
     }
 
     /// How often each program ran, as far as the kernel keeps statistics.
@@ -423,18 +425,6 @@ fn write_list(loaded: &mut Loaded, place: u32, record: &WatchList) -> Result<(),
 
 fn refused(error: &aya::maps::MapError) -> CannotHere {
     CannotHere::Refused { operation: "changing what is watched".into(), error: chain(error) }
-}
-
-/// In which roles an interface has the chain.
-fn roles(endpoint: &Endpoint, direction: Direction, forward: bool) -> &'static [u32] {
-    match (endpoint.kind, direction, forward) {
-        (EndpointKind::Workload, Direction::Ingress, _) => &[TO_FORWARDED, TO_FROM_HOST],
-        (EndpointKind::Workload, Direction::Egress, _) => &[FROM_FORWARDED, FROM_TO_HOST],
-        (EndpointKind::Host, Direction::Ingress, false) => &[FROM_TO_HOST],
-        (EndpointKind::Host, Direction::Egress, false) => &[TO_FROM_HOST],
-        (EndpointKind::Host, Direction::Ingress, true) => &[FROM_FORWARDED],
-        (EndpointKind::Host, Direction::Egress, true) => &[TO_FORWARDED],
-    }
 }
 
 const _: () = assert!(FATES == 3);

@@ -45,7 +45,7 @@ pub(crate) struct Way {
 impl Way {
     #[inline(always)]
     pub(crate) fn of(packet: &Packet) -> Self {
-        let (from, to) = roles(packet.hook);
+        let (from, to) = roles(packet.table, packet.hook);
         Self { from: slot(packet.from, from, packet.version), to: slot(packet.to, to, packet.version) }
     }
 

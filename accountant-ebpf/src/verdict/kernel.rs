@@ -3,6 +3,7 @@
 //! Fields of the context are read through typed pointers; the verifier knows places as constants, because they are
 //! read-only. Any other address is read by [`load`], which cannot fault.
 
+use crate::{POST_ROUTING, Table};
 use accountant_abi::verdict::Places;
 
 /// Where things are, set by the agent before the programs are loaded.
@@ -47,6 +48,7 @@ pub(crate) fn load(address: u64) -> u64 {
 pub(crate) struct Packet {
     /// Its address.
     pub(crate) skb: u64,
+    pub(crate) table: Table,
     pub(crate) hook: u32,
     /// 0 for IPv4, 1 for IPv6.
     pub(crate) version: u32,
@@ -61,27 +63,35 @@ pub(crate) struct Packet {
 impl Packet {
     /// The packet of a netfilter program: `struct bpf_nf_ctx` is a pointer to the hook's state and one to the packet.
     #[inline(always)]
-    pub(crate) fn at_hook(context: *const u64) -> Self {
+    pub(crate) fn at_hook(context: *const u64, table: Table) -> Self {
         // SAFETY: both are pointers that the verifier knows, and the fields are where the kernel says.
         unsafe {
             let state = *context.cast::<*const u8>();
             let skb = *context.cast::<*const u8>().add(1);
             let family = field::<u8>(state, place!(state_family));
+            let hook = u32::from(field::<u8>(state, place!(state_hook)));
+            // What leaves has been through the chains of where it came from.
+            let leaves = table == Table::Mangle && hook == POST_ROUTING;
             Self {
                 skb: skb as u64,
-                hook: u32::from(field::<u8>(state, place!(state_hook))),
+                table,
+                hook,
                 version: u32::from(family == IPV6),
                 length: field(skb, place!(skb_length)),
                 conntrack: field(skb, place!(skb_conntrack)),
-                from: index(field(state, place!(state_in))),
+                from: if leaves { 0 } else { index(field(state, place!(state_in))) },
                 to: index(field(state, place!(state_out))),
             }
         }
     }
 
-    /// Whether it is of a connection that was answered, or related to one: what the first rule of a chain accepts.
+    /// Whether it is of a connection that was answered, or related to one: what the first rule of a chain accepts. Chains of
+    /// the raw table have no such rule, and packets that loop have the state of their way out.
     #[inline(always)]
     pub(crate) fn is_established(&self) -> bool {
+        if self.table == Table::Raw {
+            return false;
+        }
         // IP_CT_ESTABLISHED, IP_CT_RELATED and both as replies; 2 is new, 7 untracked.
         self.conntrack > 7 && matches!(self.conntrack & 7, 0 | 1 | 3 | 4)
     }

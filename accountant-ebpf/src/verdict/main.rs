@@ -1,5 +1,5 @@
-//! What became of each packet in an endpoint's chain, and by which rules: programs just before and just after the filter
-//! rules, and at the drop.
+//! What became of each packet in an endpoint's chain, and by which rules: programs just before and just after the rules of a
+//! table, and at the drop. Those of the filter table are always there, the others where a host endpoint has chains.
 //!
 //! Rule counters are per CPU, and a packet goes through its hook on one processor without another packet of that hook in
 //! between. So the counters that moved between [`before`] and [`after`] (or [`dropped`]) are those of the rules that this
@@ -23,7 +23,8 @@ mod kernel;
 mod path;
 
 use accountant_abi::verdict::{
-    DROPPED, FROM_FORWARDED, FROM_TO_HOST, Processor, TO_FORWARDED, TO_FROM_HOST, WENT_ON,
+    DROPPED, FROM_BEFORE_NAT, FROM_FORWARDED, FROM_TO_HOST, FROM_UNTRACKED, HOOKS, Processor, TO_AFTER_NAT,
+    TO_FORWARDED, TO_FROM_HOST, TO_UNTRACKED, WENT_ON,
 };
 use aya_ebpf::helpers::generated::{bpf_map_lookup_percpu_elem, bpf_probe_read_kernel};
 use aya_ebpf::macros::map;
@@ -33,37 +34,54 @@ use kernel::{Packet, place};
 
 /// `NF_ACCEPT`: the next program or rule has its turn.
 const ACCEPT: u32 = 1;
-/// `NF_INET_LOCAL_IN`, `NF_INET_FORWARD`, `NF_INET_LOCAL_OUT`.
+/// `NF_INET_LOCAL_IN`, `NF_INET_FORWARD`, `NF_INET_LOCAL_OUT`, `NF_INET_POST_ROUTING`. `NF_INET_PRE_ROUTING` is 0.
 const LOCAL_IN: u32 = 1;
 const FORWARD: u32 = 2;
 const LOCAL_OUT: u32 = 3;
+const POST_ROUTING: u32 = 4;
+
+/// Whose rules a program is in front of or behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Table {
+    Filter,
+    Raw,
+    Mangle,
+}
 
 #[map]
 static PROCESSORS: PerCpuArray<Processor> = PerCpuArray::with_max_entries(1, 0);
 
-/// Before the filter rules: notes the packet, and the counters of the rules that it may hit.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/before")]
-pub fn before(context: *const u64) -> u32 {
-    let packet = Packet::at_hook(context);
-    if let Some(processor) = this_processor() {
-        note(processor, &packet);
-    }
-    ACCEPT
+/// A program in front of a table's rules, which notes the packet and the counters of the rules that it may hit, and one behind
+/// them: the packet went on.
+macro_rules! around {
+    ($table:ident, $before:ident in $before_section:literal, $after:ident in $after_section:literal) => {
+        #[unsafe(no_mangle)]
+        #[unsafe(link_section = $before_section)]
+        pub fn $before(context: *const u64) -> u32 {
+            let packet = Packet::at_hook(context, Table::$table);
+            if let Some(processor) = this_processor() {
+                note(processor, &packet);
+            }
+            ACCEPT
+        }
+
+        #[unsafe(no_mangle)]
+        #[unsafe(link_section = $after_section)]
+        pub fn $after(context: *const u64) -> u32 {
+            let packet = Packet::at_hook(context, Table::$table);
+            if let Some(processor) = this_processor() {
+                // SAFETY: the second of the context's pointers is the packet.
+                let skb = unsafe { *context.cast::<*const u8>().add(1) };
+                went_on(processor, &packet, skb);
+            }
+            ACCEPT
+        }
+    };
 }
 
-/// After the filter rules: the packet went on.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/after")]
-pub fn after(context: *const u64) -> u32 {
-    let packet = Packet::at_hook(context);
-    if let Some(processor) = this_processor() {
-        // SAFETY: the second of the context's pointers is the packet.
-        let skb = unsafe { *context.cast::<*const u8>().add(1) };
-        went_on(processor, &packet, skb);
-    }
-    ACCEPT
-}
+around!(Filter, before in "iter/before", after in "iter/after");
+around!(Raw, raw_before in "iter/raw_before", raw_after in "iter/raw_after");
+around!(Mangle, mangle_before in "iter/mangle_before", mangle_after in "iter/mangle_after");
 
 /// A packet is dropped: if it is one that was noted, it is known where.
 #[unsafe(no_mangle)]
@@ -75,14 +93,14 @@ pub fn dropped(context: *const u64) -> u32 {
         return 0;
     }
     let Some(processor) = this_processor() else { return 0 };
-    // The hook that has a note of it; without a branch, so that the verifier looks once at what follows.
+    // The hook that has a note of it, or the first one; without a branch, so that the verifier looks once at what follows.
     let mut hook = 0;
-    for candidate in [LOCAL_IN, LOCAL_OUT, FORWARD] {
+    for candidate in [LOCAL_IN, LOCAL_OUT, FORWARD, POST_ROUTING] {
         let differ = processor.notes[candidate as usize].skb ^ skb as u64;
         let is_of = ((differ | differ.wrapping_neg()) >> 63).wrapping_sub(1);
         hook = hook & !is_of | u64::from(candidate) & is_of;
     }
-    let note = &mut processor.notes[(hook & 3) as usize];
+    let note = &mut processor.notes[hook as usize & (HOOKS - 1)];
     if note.skb == skb as u64 {
         note.skb = 0;
         if let Some(end) = count::settle(processor.cpu, processor.offset, note, DROPPED) {
@@ -94,7 +112,7 @@ pub fn dropped(context: *const u64) -> u32 {
 
 #[inline(always)]
 fn note(processor: &mut Processor, packet: &Packet) {
-    let note = &mut processor.notes[(packet.hook & 3) as usize];
+    let note = &mut processor.notes[packet.hook as usize & (HOOKS - 1)];
     if note.skb != 0 {
         // Neither seen again nor dropped.
         note.skb = 0;
@@ -121,7 +139,7 @@ fn note(processor: &mut Processor, packet: &Packet) {
 
 #[inline(always)]
 fn went_on(processor: &mut Processor, packet: &Packet, skb: *const u8) {
-    let note = &mut processor.notes[(packet.hook & 3) as usize];
+    let note = &mut processor.notes[packet.hook as usize & (HOOKS - 1)];
     if note.skb == packet.skb {
         note.skb = 0;
         count::settle(processor.cpu, processor.offset, note, WENT_ON);
@@ -135,11 +153,13 @@ fn went_on(processor: &mut Processor, packet: &Packet, skb: *const u8) {
 
 /// Whose chains of an interface a hook calls: the role of where a packet comes from, and of where it goes.
 #[inline(always)]
-fn roles(hook: u32) -> (u32, u32) {
-    match hook {
-        LOCAL_IN => (FROM_TO_HOST, 0),
-        FORWARD => (FROM_FORWARDED, TO_FORWARDED),
-        _ => (0, TO_FROM_HOST),
+fn roles(table: Table, hook: u32) -> (u32, u32) {
+    match (table, hook) {
+        (Table::Raw, _) => (FROM_UNTRACKED, TO_UNTRACKED),
+        (Table::Mangle, _) => (FROM_BEFORE_NAT, TO_AFTER_NAT),
+        (Table::Filter, LOCAL_IN) => (FROM_TO_HOST, 0),
+        (Table::Filter, FORWARD) => (FROM_FORWARDED, TO_FORWARDED),
+        (Table::Filter, _) => (0, TO_FROM_HOST),
     }
 }
 

@@ -4,11 +4,13 @@
 //! [`Scenario::manifests`] says the model as a user would write it.
 
 mod demo;
+mod hosts;
 mod manifests;
 mod scale;
 mod stored;
 
 pub use demo::{Visit, demo};
+pub use hosts::{HOST_TRAFFIC, HostTraffic, HostVisit, hosts, without_untracked};
 pub use scale::scale;
 pub use stored::etcd_entry;
 
