@@ -5,7 +5,7 @@
 
 use super::flows::Events;
 use super::hooks::{OTHERS, PROGRAMS, Place, Site, all_places, places};
-use super::pins::Links;
+use super::pins::{self, Links, Shape};
 use super::places::Kernel;
 use crate::in_place::reason::Host;
 use crate::in_place::{CannotHere, chain, mapping};
@@ -77,6 +77,21 @@ impl Sizes {
     pub(super) fn interfaces(self) -> u32 {
         self.slots
     }
+
+    /// How many values maps have that are as big as they have to be here.
+    fn entries(self) -> [(&'static str, u32); 9] {
+        [
+            ("INTERFACES", self.interfaces()),
+            ("LISTS", self.slots),
+            ("WATCH", self.lists),
+            ("TOTALS", self.slots * self.cpus),
+            ("PATHS", self.paths),
+            ("FLOWS", self.flows),
+            ("ACCEPTED", self.flows),
+            ("EVENTS", self.events),
+            ("OWNERS", self.slots),
+        ]
+    }
 }
 
 /// The programs and their maps. What is attached stays so for as long as this lives.
@@ -103,27 +118,27 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         loader.override_global("PLACES", &kernel.places, true);
-        for (name, entries) in [
-            ("INTERFACES", sizes.interfaces()),
-            ("LISTS", sizes.slots),
-            ("WATCH", sizes.lists),
-            ("TOTALS", sizes.slots * sizes.cpus),
-            ("PATHS", sizes.paths),
-            ("FLOWS", sizes.flows),
-            ("ACCEPTED", sizes.flows),
-            ("EVENTS", sizes.events),
-            ("OWNERS", sizes.slots),
-        ] {
+        let entries = sizes.entries();
+        for (name, entries) in entries {
             loader.map_max_entries(name, entries);
-        }
-        for (folder, name) in folder.into_iter().flat_map(|folder| KEPT.map(|name| (folder, name))) {
-            loader.map_pin_path(name, folder.join(name));
         }
         let refused = |operation: &str, error: &dyn std::error::Error| {
             CannotHere::refused(operation, chain(error), &host)
         };
-        let ebpf = loader.load(OBJECT).map_err(|error| refused("making the maps", &error))?;
         let object = Object::parse(OBJECT).map_err(|error| refused("reading the object", &error))?;
+        if let Some(folder) = folder {
+            let shape = |name: &'static str| {
+                let map = object.maps.get(name)?;
+                let entries = entries.iter().find(|(known, _)| *known == name).map(|(_, entries)| *entries);
+                let entries = entries.unwrap_or_else(|| map.max_entries());
+                Some((name, Shape { key: map.key_size(), value: map.value_size(), entries }))
+            };
+            pins::keep_what_fits(folder, &KEPT.into_iter().filter_map(shape).collect::<Vec<_>>());
+            for name in KEPT {
+                loader.map_pin_path(name, folder.join(name));
+            }
+        }
+        let ebpf = loader.load(OBJECT).map_err(|error| refused("making the maps", &error))?;
         let wanted: Vec<_> = places().map(Place::file).chain(PROGRAMS.map(program_file)).collect();
         let kept = folder.map(|folder| Links::find(folder, hash(&kernel), &wanted));
         let mut loaded = Self { ebpf, object, kernel, host, held: Vec::new(), kept };

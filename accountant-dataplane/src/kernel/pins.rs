@@ -14,6 +14,7 @@ use super::load::Sizes;
 use crate::in_place::CannotHere;
 use accountant_abi::verdict::ABI;
 use accountant_sys::{bpf, netns};
+use aya::maps::MapInfo;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::fs;
 use std::io;
@@ -86,6 +87,44 @@ impl Pins {
         let folder = self.folder.join(name);
         if let Err(error) = fs::remove_dir_all(&folder) {
             tracing::warn!(folder = %folder.display(), %error, "cannot be removed");
+        }
+    }
+}
+
+/// What a map is: the sizes of a key and of a value, and how many values it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) key: u32,
+    pub(super) value: u32,
+    pub(super) entries: u32,
+}
+
+impl Shape {
+    /// That of the map of this name that is pinned in a folder under it.
+    fn of(folder: &Path, name: &str) -> Option<Self> {
+        let info = MapInfo::from_pin(folder.join(name)).ok().filter(|info| info.name() == name.as_bytes())?;
+        Some(Self { key: info.key_size(), value: info.value_size(), entries: info.max_entries() })
+    }
+}
+
+/// Has the maps that an earlier agent left stay if all are there and as they have to be. Else everything goes: who takes a map
+/// for another one reads no counts from it, and some maps alone have none.
+pub(super) fn keep_what_fits(folder: &Path, wanted: &[(&str, Shape)]) {
+    let left = names(folder);
+    let wrong = wanted.iter().find(|(name, shape)| Shape::of(folder, name) != Some(*shape));
+    let Some((name, wanted)) = wrong.filter(|_| !left.is_empty()) else { return };
+    tracing::warn!(
+        folder = %folder.display(),
+        map = name,
+        ?wanted,
+        found = ?Shape::of(folder, name),
+        "what an earlier agent left does not fit: its counts are given up"
+    );
+    for name in left {
+        let path = folder.join(name);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "cannot be removed");
         }
     }
 }
