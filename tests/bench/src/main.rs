@@ -10,6 +10,7 @@
 //! * [`in_place`]: polls that read counters in place, and what watching rewrites costs others;
 //! * [`beside`]: programs beside Calico's eBPF dataplane, the same way;
 //! * [`programs`]: programs in the packets' path, beside one that does nothing;
+//! * [`flood`]: what a flood of small packets loses by them;
 //! * [`stand_in`]: what plays Calico's eBPF dataplane;
 //! * [`scrapes`]: rendering and compressing what is exported;
 //! * [`agent`]: memory and processor time of the real binary.
@@ -20,6 +21,7 @@ mod agent;
 mod bare;
 mod beside;
 mod cost;
+mod flood;
 mod in_place;
 mod machine;
 mod markdown;
@@ -115,6 +117,11 @@ fn measure(args: &Args, report: &mut Report) -> Result<()> {
                 programs::measure(backend, watched, effort, report)?;
             }
         }
+    }
+    if args.wants("iptables-legacy/flood") {
+        let title = "iptables-legacy: a flood of 64-byte packets with programs in its path";
+        report.section("iptables-legacy/flood", title);
+        flood::measure(effort, report)?;
     }
     if args.wants("calico-bpf/programs") {
         let title = "calico-bpf: programs beside Calico's, over one of the same type that does nothing";

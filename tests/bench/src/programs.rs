@@ -30,7 +30,7 @@ const NEW: f64 = 600.0;
 /// Packets of a round.
 const PACKETS: u64 = 20_000;
 /// What the last policy allows.
-const PORT: u16 = 5000;
+pub(crate) const PORT: u16 = 5000;
 /// Counters that are watched beside those of policies, and for each policy.
 const BESIDE: usize = 8;
 const EACH: usize = 2;
@@ -127,7 +127,7 @@ impl Empty {
 }
 
 /// One pod with so many policies, of which the last one allows.
-fn scenario(policies: usize) -> Scenario {
+pub(crate) fn scenario(policies: usize) -> Scenario {
     let mut tier = Tier::new("default", TierEnd::Deny);
     for number in 0..policies.max(1) {
         // Neighbours that select in the same way would be a group.
