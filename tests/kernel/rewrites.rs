@@ -381,14 +381,8 @@ fn what_an_unseen_rewrite_lost_is_charged_by_what_programs_saw() {
     let mut felix = node.felix(Dialect::new(Version::V3_31, Backend::Legacy).unwrap());
     felix.apply(&traffic.model).unwrap();
     let other_lock = node.host().lock_file().with_extension("other");
-    let agent = traffic.lab.agent(&[
-        "--max-age",
-        "0s",
-        "--poll-interval",
-        "1h",
-        "--xtables-lock-file",
-        &other_lock.display().to_string(),
-    ]);
+    let lock_flag = format!("--xtables-lock-file={}", other_lock.display());
+    let agent = traffic.lab.agent(&["--max-age=0s", "--poll-interval=1h", &lock_flag]);
     let client = &node.pod("default", "client").unwrap().netns;
     let web = v4(node, "shop", "web");
     let charged = || -> u64 {
