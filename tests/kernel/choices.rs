@@ -71,6 +71,22 @@ fn rules(backend: Backend) {
     assert_eq!(programs["attached"].as_bool().unwrap(), all_can, "{programs:#}");
     let agent = lab.agent(&["--xtables-lock-file", &lock, "--max-age", "0s"]);
     said_is_done(&said, &doing(&agent));
+    if all_can {
+        while_it_runs(&lab, &arguments);
+    }
+}
+
+/// Where an agent runs, its programs are found, and nothing is said to be impossible for that.
+fn while_it_runs(lab: &Lab, arguments: &[&str]) {
+    let (out, ..) = run(lab.node.host(), &[&["check", "--json"], arguments].concat());
+    let said: Value = serde_json::from_str(&out).unwrap();
+    let programs = &said["kernel_programs"];
+    assert_eq!(programs["reason"], "a running agent has attached them", "{programs:#}");
+    for hook in programs["hooks"].as_array().unwrap() {
+        let is_filter = hook["hook"].as_str().is_some_and(|name| name.starts_with("packet filter"));
+        let is_always = is_filter && !hook["hook"].as_str().unwrap().ends_with(" table");
+        assert_eq!((hook["reason"].is_null(), hook["taken"] == true), (true, is_always), "{hook:#}");
+    }
 }
 
 #[test]

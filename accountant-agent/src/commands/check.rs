@@ -7,6 +7,7 @@ use crate::engine::status::{State, Status};
 use crate::engine::{Engine, Settings};
 use crate::export::http::web_config::Web;
 use accountant_dataplane::bird::{Follower, State as BirdState};
+use accountant_dataplane::in_place::CannotHere;
 use serde_json::{Value, json};
 use std::fmt::Display;
 use std::path::Path;
@@ -67,9 +68,16 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         KernelPrograms::Off => Vec::new(),
         _ => accountant_dataplane::kernel::probe(),
     };
+    let taken = hooks.iter().any(|(_, result)| *result == Err(CannotHere::AnotherAgent));
     let hooks: Vec<_> = hooks
         .into_iter()
-        .map(|(hook, result)| json!({"hook": hook, "reason": result.err().map(|reason| reason.to_string())}))
+        .map(|(hook, result)| match result.err() {
+            // Where an agent runs while it is checked.
+            Some(CannotHere::AnotherAgent) => json!({"hook": hook, "reason": null, "taken": true}),
+            reason => {
+                json!({"hook": hook, "reason": reason.map(|reason| reason.to_string()), "taken": false})
+            }
+        })
         .collect();
     let capabilities: Vec<_> = CAPABILITIES
         .iter()
@@ -93,7 +101,8 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         "sources": sources,
         "kernel_programs": {
             "attached": status.kernel.is_attached(),
-            "reason": status.kernel.describe(),
+            "reason": if taken { "a running agent has attached them".into() } else { status.kernel.describe() },
+            "taken": taken,
             "hooks": hooks,
             "kept": kept(args),
         },
@@ -188,8 +197,11 @@ fn describe(findings: &Value) -> String {
     }
     lines.push(format!("programs in the kernel: {}", text(&findings["kernel_programs"]["reason"])));
     for hook in findings["kernel_programs"]["hooks"].as_array().into_iter().flatten() {
-        let can =
-            hook["reason"].as_str().map_or("can attach".into(), |reason| format!("CANNOT attach: {reason}"));
+        let can = match hook["reason"].as_str() {
+            Some(reason) => format!("CANNOT attach: {reason}"),
+            None if hook["taken"] == true => "attached, by a running agent".into(),
+            None => "can attach".into(),
+        };
         lines.push(format!("  {}: {can}", text(&hook["hook"])));
     }
     let kept = &findings["kernel_programs"]["kept"];

@@ -215,7 +215,11 @@ impl Loaded {
         }
         let Some(program) = self.get(&file) else { return Ok(()) };
         let link = link(program, place);
-        let link = link.map_err(|error| self.refused(&format!("attaching to {}", place.name()), error))?;
+        let link = link.map_err(|error| match error.kind() {
+            // The kernel takes one program of a priority in a hook.
+            io::ErrorKind::ResourceBusy => CannotHere::AnotherAgent,
+            _ => self.refused(&format!("attaching to {}", place.name()), error),
+        })?;
         self.keep(place.file(), link)
     }
 
