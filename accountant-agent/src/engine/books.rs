@@ -176,8 +176,11 @@ impl Books {
     }
 
     /// Whether rules of iptables or nftables count for endpoints: then totals of the eBPF dataplane may have the same packets.
+    /// Only those of the filter table: beside its eBPF dataplane Calico keeps chains for untracked policy of host endpoints in
+    /// raw.
     pub(super) fn rules_count(&self) -> bool {
-        self.tables.iter().any(|(id, book)| id.source != Source::CalicoBpf && book.has_endpoints())
+        let may_count_the_same = |id: &TableId| id.source != Source::CalicoBpf && id.table == Table::Filter;
+        self.tables.iter().any(|(id, book)| may_count_the_same(id) && book.has_endpoints())
     }
 
     /// Notes whether Calico's eBPF dataplane has counters of its own.

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 pub(super) struct Beside<'a> {
     /// Whether programs of ours are at a hook; none if there are no programs.
     pub(super) hooks: Option<&'a dyn Fn(links::HookId) -> bool>,
-    /// The listings, which tell which of the host's interfaces have policy.
+    /// The listings, which tell that an interface of the host has policy.
     pub(super) listings: &'a Listings,
     /// Whether the maps came into being while we looked.
     pub(super) fresh: bool,
@@ -37,13 +37,10 @@ pub(super) fn read(maps: &OwnMaps, beside: &Beside<'_>) -> Result<Own, MapError>
                 let whose: (Interface, _, _) = (endpoint.interface.clone(), way.1, ip_version);
                 beside.listings.program(&whose).is_some()
             };
-            // Of the host's interfaces only those with policy are endpoints.
-            if endpoint.kind == EndpointKind::Host && !IpVersion::BOTH.into_iter().any(listed) {
-                continue;
-            }
+            let policed = endpoint.kind == EndpointKind::Workload || IpVersion::BOTH.into_iter().any(listed);
             let Some((map, packets)) = decided(maps, index, &name, hook)? else { continue };
             let watched = beside.hooks.is_some_and(|hooks| hooks((index, hook)));
-            ways.insert(way, Decided { origin: (map, index), packets, watched });
+            ways.insert(way, Decided { origin: (map, index), packets, watched, policed });
         }
     }
     Ok(Own {

@@ -58,17 +58,21 @@ pub struct Decided {
     pub packets: [u64; 3],
     /// Whether programs of ours are there.
     pub watched: bool,
+    /// Whether it is known to have policy. Calico counts on each interface of the host; one without a listing is an endpoint
+    /// only if the datastore says so.
+    pub policed: bool,
 }
 
 /// One of Calico's counters.
 #[derive(Debug, Default)]
 struct Side {
-    origin: (u32, u32),
+    /// None as long as Calico has not counted anything.
+    origin: Option<(u32, u32)>,
     calico: u64,
     /// What Calico counted more than was read, now and at the reading before.
     missed: [i64; 2],
-    /// What was read and that Calico counted before it began anew, or has not counted yet.
-    debt: i64,
+    /// What was read and that Calico counted before it began anew, or has not counted yet. None if neither can be.
+    debt: Option<i64>,
     /// How much of it was posted, and up to where that was decided.
     posted: i64,
     settled: i64,
@@ -76,6 +80,10 @@ struct Side {
     open: u8,
     /// For how many readings it has waited for a name.
     waited: u32,
+    /// See [`Decided::policed`].
+    policed: bool,
+    /// Whether programs of ours were there at the last reading.
+    watched: bool,
 }
 
 /// For how many readings what was missed may come to light once all is watched again: with traffic under way no two agree.
@@ -83,19 +91,21 @@ const OPEN: u8 = 10;
 
 impl Side {
     /// Takes a value, and what was read of the same since.
-    fn read(&mut self, origin: (u32, u32), calico: u64, ours: u64, watched: bool) {
-        let anew = origin != self.origin || calico < self.calico;
+    fn read(&mut self, origin: Option<(u32, u32)>, calico: u64, ours: u64, watched: bool) {
+        let anew = self.origin.is_some() && origin != self.origin || calico < self.calico;
         let counted = if anew { calico } else { calico - self.calico };
         let more = signed(counted) - signed(ours);
         (self.origin, self.calico) = (origin, calico);
         self.missed = [self.missed[0] + more, self.missed[0]];
-        if anew {
-            self.debt += (-more).max(0);
-        } else if counted == 0 && ours == 0 {
+        if counted == 0 && ours == 0 && !anew {
             // Nothing is under way, so nothing of it will show any more.
-            self.missed[0] += std::mem::take(&mut self.debt);
-        } else {
-            self.debt -= self.debt.min(more.max(0));
+            self.missed[0] += self.debt.take().unwrap_or(0).max(0);
+        } else if anew || calico == 0 {
+            let behind = (-more).max(0);
+            self.debt = self.debt.map(|debt| debt + behind).or((behind > 0).then_some(behind));
+        } else if let Some(debt) = &mut self.debt {
+            // What was under way at the one reading shows at the next, in either direction.
+            *debt -= more;
         }
         self.open = if watched { self.open.saturating_sub(1) } else { OPEN };
     }
@@ -153,7 +163,7 @@ impl Totals {
         self.names.look_up(self.rules.keys().copied(), index);
         let mut charged = Charged::default();
         self.charge_rules(own.beside, &mut charged);
-        self.charge_ways(&mut charged);
+        self.charge_ways(index, &mut charged);
         self.accounts.extend(charged.postings.iter().map(|posting| posting.key.clone()));
         self.difference = own.rules.as_ref().filter(|_| own.beside).map(|_| {
             let differences = self.rules.values().map(|side| (side.missed[0] - side.posted).unsigned_abs());
@@ -195,21 +205,32 @@ impl Totals {
         ours
     }
 
-    /// Says whether a counter moved where no program of ours is.
+    /// Says whether a counter moved where no program of ours was.
     fn read_ways(&mut self, own: &Own, ours: &HashMap<(Way, usize), u64>) -> bool {
         let whole = std::mem::replace(&mut self.begun[1], true) || own.fresh;
-        let mut moved = false;
         for (way, decided) in &own.ways {
             for (part, &packets) in decided.packets.iter().enumerate() {
-                let key = (way.clone(), part);
-                let ours = ours.get(&key).copied().unwrap_or(0);
-                let side = begin(&mut self.ways, key, decided.origin, packets, whole);
-                let before = side.calico;
-                side.read(decided.origin, packets, ours, decided.watched);
-                moved |= !decided.watched && side.calico != before;
+                begin(&mut self.ways, (way.clone(), part), Some(decided.origin), packets, whole);
             }
         }
-        self.ways.retain(|(way, _), _| own.ways.contains_key(way));
+        // Calico's counters are read first: what comes first may have been read by our programs alone.
+        for key in ours.keys() {
+            begin(&mut self.ways, key.clone(), None, 0, whole);
+        }
+        let mut moved = false;
+        for (key, side) in &mut self.ways {
+            let decided = own.ways.get(&key.0);
+            let packets = decided.map_or(0, |decided| decided.packets[key.1]);
+            // Programs that are there now came after the last reading if they were not there then.
+            let is_watched = decided.is_some_and(|decided| decided.watched);
+            let watched = std::mem::replace(&mut side.watched, is_watched) && is_watched;
+            side.policed = decided.map_or(side.policed, |decided| decided.policed);
+            let origin = decided.map(|decided| decided.origin).or(side.origin);
+            let before = side.calico;
+            side.read(origin, packets, ours.get(key).copied().unwrap_or(0), watched);
+            moved |= !watched && side.calico != before;
+        }
+        self.ways.retain(|(way, _), side| own.ways.contains_key(way) || side.debt.is_some());
         moved
     }
 
@@ -217,11 +238,15 @@ impl Totals {
         let Some(RuleHits { map, hits }) = &own.rules else { return };
         let whole = std::mem::replace(&mut self.begun[0], true) || own.fresh;
         for (&id, &packets) in hits {
-            begin(&mut self.rules, id, (*map, 0), packets, whole);
+            begin(&mut self.rules, id, Some((*map, 0)), packets, whole);
+        }
+        // As above.
+        for &id in ours.keys() {
+            begin(&mut self.rules, id, Some((*map, 0)), 0, whole);
         }
         for (id, side) in &mut self.rules {
             let packets = hits.get(id).copied().unwrap_or(0);
-            side.read((*map, 0), packets, ours.get(id).copied().unwrap_or(0), watched);
+            side.read(Some((*map, 0)), packets, ours.get(id).copied().unwrap_or(0), watched);
         }
     }
 
@@ -239,18 +264,19 @@ impl Totals {
                 }
             }
             // Of a rule that is gone nothing more will be counted.
-            waits || side.calico > 0 || side.is_unsettled()
+            waits || side.calico > 0 || side.debt.is_some() || side.is_unsettled()
         });
     }
 
-    fn charge_ways(&mut self, charged: &mut Charged) {
+    /// What passes at an interface while it is no endpoint is nobody's, and not posted when it becomes one.
+    fn charge_ways(&mut self, index: &Index, charged: &mut Charged) {
         for ((way, part), side) in &mut self.ways {
             // Where no program of ours is, none has read anything.
             let beside = side.open < OPEN;
             let more = side.more(beside);
             side.post(more);
             charged.unsettled |= beside && side.is_unsettled();
-            if more > 0 {
+            if more > 0 && (side.policed || index.knows(&way.0)) {
                 charged.postings.push(posting(way_key(way, *part), more));
             }
         }
@@ -268,7 +294,7 @@ struct Ours {
 fn begin<K: Eq + Hash>(
     sides: &mut HashMap<K, Side>,
     key: K,
-    origin: (u32, u32),
+    origin: Option<(u32, u32)>,
     packets: u64,
     whole: bool,
 ) -> &mut Side {

@@ -5,6 +5,7 @@ use crate::calico::bpf::{Decision, Meaning};
 use crate::calico::policy::{PolicyId, PolicyKind};
 use crate::calico::shared::PolicyAction;
 use crate::id::{Endpoint, EndpointKind};
+use crate::index::{HostEndpoint, Object};
 use crate::{Direction, Table};
 
 const RULE: RuleId = RuleId(7);
@@ -30,6 +31,11 @@ struct Node {
     ours: u64,
     beside: bool,
     fresh: bool,
+    /// Calico has not counted anything at the endpoint yet.
+    absent: bool,
+    /// An interface of the host without a listing, and what the datastore says.
+    host: bool,
+    index: Index,
     posted: BTreeMap<String, u64>,
 }
 
@@ -40,10 +46,19 @@ impl Node {
     }
 
     fn own(&self) -> Own {
-        let decided = Decided { origin: (self.map, 1), packets: [self.calico, 0, 0], watched: self.beside };
+        let decided = Decided {
+            origin: (self.map, 1),
+            packets: [self.calico, 0, 0],
+            watched: self.beside,
+            policed: !self.host,
+        };
+        let kind = if self.host { EndpointKind::Host } else { EndpointKind::Workload };
+        // A rule that was never hit, or not since Felix deleted all counters, is not in Calico's map.
+        let hits = BTreeMap::from([(RULE, self.calico)]).into_iter().filter(|(_, hits)| *hits > 0).collect();
+        let way = (Endpoint { kind, ..way().0 }, way().1);
         Own {
-            rules: Some(RuleHits { map: self.map, hits: BTreeMap::from([(RULE, self.calico)]) }),
-            ways: BTreeMap::from([(way(), decided)]),
+            rules: Some(RuleHits { map: self.map, hits }),
+            ways: BTreeMap::from([(way, decided)]).into_iter().filter(|_| !self.absent).collect(),
             programs: vec![program()],
             fresh: self.fresh,
             beside: self.beside,
@@ -68,7 +83,7 @@ impl Node {
         };
         let reading = [(id, Reading { counted, ..Reading::default() })];
         let verdicts = if self.beside { &reading[..] } else { &[] };
-        for Posting { key, amount } in self.totals.apply(own, verdicts, &Index::default()).postings {
+        for Posting { key, amount } in self.totals.apply(own, verdicts, &self.index).postings {
             let name = match &key {
                 Key::Total(total) if total.endpoint.is_none() => "policy",
                 Key::Total(_) => "endpoint",
@@ -201,4 +216,72 @@ fn nothing_is_posted_twice_whatever_happens() {
             assert!(node.posted().iter().all(|posted| *posted <= truth), "{seed}: {:?} {truth}", node.posted);
         }
     }
+}
+
+#[test]
+fn an_interface_of_the_host_without_a_listing_is_an_endpoint_if_the_datastore_says_so() {
+    let mut node = Node { host: true, ..Node::default() };
+    node.read(0);
+    node.pass(5);
+    node.read(0);
+    assert_eq!(node.posted(), [5, 0], "an interface without policy has no account");
+    let host = HostEndpoint { name: "node-1".into(), interface: "cali1".into(), expected_ips: Vec::new() };
+    node.index.apply(Default::default(), Object::HostEndpoint(host));
+    node.pass(2);
+    node.read(0);
+    assert_eq!(node.posted(), [7, 2], "what passed before it was an endpoint is nobody's");
+}
+
+#[test]
+fn first_hits_that_only_our_programs_have_read_are_no_difference() {
+    let mut node = Node::default();
+    node.attach();
+    node.read(3);
+    node.read(0);
+    node.read(0);
+    assert_eq!((node.posted(), node.totals.difference()), ([0, 0], Some(0)));
+    // Felix starts anew and deletes its counters; what our programs read meanwhile is more than Calico has.
+    node.pass(5);
+    node.calico = 0;
+    for late in [4, 0, 3, 1, 4, 2, 0] {
+        node.read(late);
+        node.pass(2);
+    }
+    for _ in 0..3 {
+        node.read(0);
+    }
+    assert_eq!((node.posted(), node.totals.difference()), ([0, 0], Some(0)));
+}
+
+#[test]
+fn what_passed_at_a_new_interface_before_our_programs_came_is_a_total() {
+    let mut node = Node { absent: true, ..Node::default() };
+    node.attach();
+    node.read(0);
+    // When it is looked the next time they are there already.
+    node.absent = false;
+    node.calico += 5;
+    for _ in 0..3 {
+        node.pass(2);
+        node.read(1);
+    }
+    node.read(0);
+    node.read(0);
+    assert_eq!(node.posted(), [5, 5]);
+}
+
+#[test]
+fn first_verdicts_at_a_new_interface_are_no_total() {
+    let mut node = Node { absent: true, ..Node::default() };
+    node.attach();
+    node.read(3);
+    node.absent = false;
+    for _ in 0..3 {
+        node.pass(2);
+        node.read(1);
+    }
+    for _ in 0..3 {
+        node.read(0);
+    }
+    assert_eq!((node.posted(), node.totals.difference()), ([0, 0], Some(0)));
 }
