@@ -58,7 +58,7 @@ metrics! {
     "policy":
     POLICY_PACKETS Counter "calico_accountant_policy_packets_total" in "packets"
         ["namespace" "pod" "direction" "ip_version" "tier" "policy_kind" "policy_namespace" "policy" "action"]
-        "Packets that a policy decided about: allow counts about one a connection, because established connections are not asked again; deny counts every packet."
+        "Packets that a policy decided about: allow counts about one a connection, because established connections are not asked again (of UDP each packet until it is answered; with the eBPF dataplane one a flow, answered or not); deny counts every packet."
         "for policies that do not apply to the endpoint, and for actions that none of the policy's rules has"
     POLICY_BYTES Counter "calico_accountant_policy_bytes_total" in "bytes"
         ["namespace" "pod" "direction" "ip_version" "tier" "policy_kind" "policy_namespace" "policy" "action"]
@@ -78,7 +78,7 @@ metrics! {
     "profile":
     PROFILE_PACKETS Counter "calico_accountant_profile_packets_total" in "packets"
         ["namespace" "pod" "direction" "ip_version" "profile" "action"]
-        "Packets that a profile decided about: allow counts about one a connection, deny every packet."
+        "Packets that a profile decided about: allow counts about one a connection (of UDP each packet until it is answered; with the eBPF dataplane one a flow, answered or not), deny every packet."
         "for endpoints without profiles, and for forwarded traffic of host endpoints"
     PROFILE_BYTES Counter "calico_accountant_profile_bytes_total" in "bytes"
         ["namespace" "pod" "direction" "ip_version" "profile" "action"]
