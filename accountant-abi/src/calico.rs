@@ -92,18 +92,28 @@ pub struct VerdictKey {
     pub padding: u8,
 }
 
-const _: () = assert!(size_of::<VerdictKey>() == 32);
+const _: () = assert!(size_of::<VerdictKey>() == 24);
 
-/// A path by its hash, its last rule and its length: no two have all three in common.
+/// A path by its hash, its length and its last rule: no two have all three in common.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PathKey {
-    /// Hash of the numbers of its rules.
+    /// Hash of the numbers of its rules, but for the lowest byte, which says how many there are.
     pub hash: u64,
     /// Number of the last one.
     pub last: u64,
-    /// How many there are.
-    pub hits: u64,
+}
+
+impl PathKey {
+    /// With its length.
+    pub fn of_length(self, hits: u8) -> Self {
+        Self { hash: self.hash & !0xff | u64::from(hits), ..self }
+    }
+
+    /// How many rules it has.
+    pub fn hits(&self) -> usize {
+        (self.hash & 0xff) as usize
+    }
 }
 
 /// Outcomes, in the order of `accountant_core::calico::bpf::Outcome`.

@@ -149,7 +149,7 @@ impl Programs {
 
     /// The rules of a path.
     pub(super) fn path(&self, key: &PathKey) -> Result<Path, MapError> {
-        let hits = (key.hits as usize).min(MAX_HITS);
+        let hits = key.hits().min(MAX_HITS);
         if hits == 0 {
             return Ok(Path::default());
         }

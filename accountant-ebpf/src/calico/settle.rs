@@ -128,7 +128,7 @@ fn count(slot: &Slot, state: *const u8, asked: bool, outcome: u8) {
         }
         return;
     }
-    if path.hits > 0 {
+    if path.hits() > 0 {
         let rules = layout!(rules) as usize;
         // SAFETY: the rules are within the state, which the verifier checks, and aligned as the kernel's values are.
         let rules = unsafe { &*state.add(rules).cast::<[u64; MAX_HITS]>() };
@@ -145,11 +145,11 @@ fn count(slot: &Slot, state: *const u8, asked: bool, outcome: u8) {
 #[inline(always)]
 fn path(state: *const u8) -> PathKey {
     // SAFETY: a state of Calico's.
-    let hits = u32::from(unsafe { at::<u8>(state, layout!(hits)) });
-    let mut key = PathKey { hash: 0xcbf2_9ce4_8422_2325, last: 0, hits: u64::from(hits) };
+    let hits = unsafe { at::<u8>(state, layout!(hits)) };
+    let mut key = PathKey { hash: 0xcbf2_9ce4_8422_2325, last: 0 };
     let mut hit = 0;
     while hit < MAX_HITS as u32 {
-        if hit >= hits {
+        if hit >= u32::from(hits) {
             break;
         }
         // SAFETY: as above; there is room for so many.
@@ -157,5 +157,5 @@ fn path(state: *const u8) -> PathKey {
         key.hash = (key.hash.rotate_left(5) ^ key.last).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         hit += 1;
     }
-    key
+    key.of_length(hits)
 }
