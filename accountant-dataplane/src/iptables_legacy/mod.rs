@@ -195,6 +195,7 @@ impl IptablesLegacy {
         };
         let was_known = known.is_some();
         let before = known.as_ref().and_then(|known| known.stamp);
+        let seen = known.as_ref().and_then(|known| known.seen);
         let stood = before.is_some() && before == stamp;
         let (mut known, novelty) = match known {
             Some(known) if same => (known, Novelty::default()),
@@ -219,7 +220,8 @@ impl IptablesLegacy {
         let retired = rewrite.and_then(|rewrite| known.settle(novelty.before.as_ref(), rewrite));
         let missed = match (&retired, since) {
             (Some(_), _) => false,
-            (None, Since::Nothing) => was_known && !stood && stamp.is_some() && *is_watched,
+            // Nothing was told, and it is another one than the last that was seen.
+            (None, Since::Nothing) => *is_watched && stamp.is_some() && seen.is_some() && seen != stamp,
             (None, _) => was_known,
         };
         if missed || too_late {
@@ -231,7 +233,7 @@ impl IptablesLegacy {
         known.left_alone = 0;
         let (sure, past) = (how.is_sure(), contents.are_past());
         known.in_doubt = !sure || past || self.lock.is_open() && !self.rewrites.is_watching();
-        known.stamp = stamp.filter(|_| sure);
+        (known.stamp, known.seen) = (stamp.filter(|_| sure), stamp);
         let has_endpoints = known.has_endpoints;
         if !(past || stood && matches!(since, Since::Nothing) && same && *was_trusted)
             && let Some(in_place) = &mut self.in_place

@@ -16,6 +16,8 @@ pub(super) struct KnownTable {
     pub(super) decoded: DecodedTable,
     /// What the kernel's table was when it was read, if that is known.
     pub(super) stamp: Option<Stamp>,
+    /// The same, also if its counters were not sure.
+    pub(super) seen: Option<Stamp>,
     /// What rules show that they did not count themselves.
     pub(super) deductions: Deductions,
     /// Which of the chains are those of endpoints.
@@ -61,6 +63,7 @@ impl KnownTable {
         let table = Self {
             decoded,
             stamp: None,
+            seen: None,
             deductions: deductions.unwrap_or_default(),
             has_endpoints: !endpoints.is_empty(),
             endpoints,
