@@ -52,6 +52,11 @@ impl Book {
         self.has_endpoints() || !self.held.is_empty()
     }
 
+    /// Whether packets that it counted up to now can still be charged later.
+    pub(super) fn is_behind(&self) -> bool {
+        self.unsettled || matches!(&self.by, Charger::Rules(attributor) if !attributor.is_level())
+    }
+
     pub(super) fn accounts(&self) -> Vec<Key> {
         match &self.by {
             Charger::Rules(attributor) => attributor.accounts(),

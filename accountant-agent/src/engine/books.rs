@@ -216,7 +216,7 @@ impl Books {
         let mut overlap = self.overlaps.remove(&place).unwrap_or_default();
         let heir = present.first().copied().filter(|_| !present.contains(&poster));
         // What is not settled yet will be told later, though it was counted before.
-        let unsettled = present.iter().any(|id| self.tables.get(id).is_some_and(|book| book.unsettled));
+        let unsettled = present.iter().any(|id| self.tables.get(id).is_some_and(Book::is_behind));
         let next = match heir {
             Some(heir) if !unsettled => {
                 self.hand_over(&mut overlap, poster, heir, held);

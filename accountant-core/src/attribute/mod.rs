@@ -173,6 +173,12 @@ impl Attributor {
         present.filter_map(|(_, unknown)| unknown.key.clone()).collect()
     }
 
+    /// Whether all that endpoints' chains counted is charged: what is charged later is of packets that come later.
+    pub fn is_level(&self) -> bool {
+        let rows = self.store.equations().filter(|(id, row)| !row.is_column() && !self.store.is_direct(*id));
+        rows.into_iter().all(|(_, row)| row.is_accounted())
+    }
+
     /// Changes whenever [`Self::accounts`] may be others than before.
     pub fn accounts_version(&self) -> u64 {
         self.accounts_version
