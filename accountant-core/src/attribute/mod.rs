@@ -175,8 +175,7 @@ impl Attributor {
 
     /// Whether all that endpoints' chains counted is charged: what is charged later is of packets that come later.
     pub fn is_level(&self) -> bool {
-        let rows = self.store.equations().filter(|(id, row)| !row.is_column() && !self.store.is_direct(*id));
-        rows.into_iter().all(|(_, row)| row.is_accounted())
+        self.store.open_rows().next().is_none()
     }
 
     /// Changes whenever [`Self::accounts`] may be others than before.

@@ -111,6 +111,12 @@ impl Store {
         self.equations.iter().map(|(id, equation)| (EquationId(id), equation))
     }
 
+    /// Equations of endpoints' chains that hold something that is not charged yet, or not surely.
+    pub(crate) fn open_rows(&self) -> impl Iterator<Item = &Equation> {
+        let rows = self.equations().filter(|(id, row)| !row.is_column() && !self.is_direct(*id));
+        rows.filter(|(_, row)| !row.is_accounted()).map(|(_, row)| row)
+    }
+
     /// All equations, to be changed.
     pub(crate) fn equations_mut(&mut self) -> impl Iterator<Item = &mut Equation> {
         self.equations.iter_mut()

@@ -190,9 +190,7 @@ impl Witness {
         {
             return;
         }
-        let rows = store.equations().filter(|(id, row)| !row.is_column() && !store.is_direct(*id));
-        let busy: HashSet<_> =
-            rows.filter(|(_, row)| !row.is_accounted()).map(|(_, row)| &row.chain).collect();
+        let busy: HashSet<_> = store.open_rows().map(|row| &row.chain).collect();
         let mut rested = HashMap::new();
         for (chain, told) in &mut self.chains {
             let is_still = !std::mem::take(&mut told.moved) && !busy.contains(chain);
