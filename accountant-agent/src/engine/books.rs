@@ -20,8 +20,6 @@ use super::denied::{LastFlows, Lost};
 use super::overlap::{self, Overlap};
 use super::seen::Seen;
 
-/// Packets that rules and programs no longer differ about.
-pub(super) const REPAIRED: &str = "repaired";
 /// How often it is looked which accounts are still in use.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
@@ -70,6 +68,8 @@ pub(super) struct Books {
     exactness: BTreeMap<(Source, &'static str), u64>,
     /// Packets that rules and programs in the kernel both should have counted, by which did.
     compared: BTreeMap<(Source, &'static str), u64>,
+    /// Packets by source that rules had lost and that were charged all the same.
+    repaired: BTreeMap<Source, u64>,
 }
 
 /// Of the posting tables, of what the programs saw, and of the ledger.
@@ -140,8 +140,10 @@ impl Books {
 
     fn compare(&mut self, source: Source, compared: Compared) {
         let Compared { agreed, rules_only, programs_only, repaired } = compared;
+        let total = self.repaired.entry(source).or_default();
+        *total = total.saturating_add(repaired);
         let all = [("agreed", agreed), ("rules_only", rules_only), ("programs_only", programs_only)];
-        for (result, packets) in all.into_iter().chain([(REPAIRED, repaired)]) {
+        for (result, packets) in all {
             let total = self.compared.entry((source, result)).or_default();
             *total = total.saturating_add(packets);
         }
@@ -289,6 +291,11 @@ impl Books {
     /// Packets of a source that rules and programs in the kernel both should have charged, by which did.
     pub(super) fn compared(&self, source: Source) -> BTreeMap<&'static str, u64> {
         of_source(&self.compared, source)
+    }
+
+    /// Packets of a source that its rules had lost and that were charged by what the programs told.
+    pub(super) fn repaired(&self, source: Source) -> Option<u64> {
+        self.repaired.get(&source).copied()
     }
 
     /// The backend with the most chains of endpoints; among equals the one that counted more.

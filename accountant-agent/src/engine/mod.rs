@@ -27,7 +27,7 @@ use accountant_core::view::View;
 use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::source::Note;
 use accountant_datastore::Subscription;
-use books::{Books, REPAIRED};
+use books::Books;
 use denied::FlowsView;
 use follow::Following;
 use handle::Request;
@@ -314,7 +314,7 @@ impl Engine {
             status.rule_difference = self.books.rule_difference(source);
             status.attribution = self.books.exactness(source);
             status.compared = self.books.compared(source);
-            status.repaired = status.compared.remove(REPAIRED);
+            status.repaired = self.books.repaired(source);
         }
         self.kernel.reason = self.programs.reason();
         self.kernel.attached_again = self.programs.attached_again();
