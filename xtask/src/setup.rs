@@ -13,7 +13,12 @@ use std::path::{Path, PathBuf};
 /// bpf-linker of this version links what rustc of today makes.
 const BPF_LINKER: &str = "0.13.0";
 /// Tools that building needs, and the Debian packages that have them: the protocol of etcd is compiled from its description.
-const BUILD_TOOLS: [(&str, &str); 2] = [("protoc", "protobuf-compiler"), ("c++", "g++")];
+const BUILD_TOOLS: [(&str, &str); 3] = [
+    ("protoc", "protobuf-compiler"),
+    // The compiler only recommends its own descriptions.
+    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
+    ("c++", "g++"),
+];
 /// Tools that tests and the demo need.
 const TOOLS: [(&str, &str); 9] = [
     ("crun", "crun"),
