@@ -43,15 +43,16 @@ static LOST: Array<u64> = Array::with_max_entries(LOSSES, MMAPABLE);
 /// Notes a packet that was dropped.
 #[inline(always)]
 pub(crate) fn note(skb: *const u8, dropped: &Dropped, length: u32) {
-    let mut key = key(skb);
+    // SAFETY: the helper takes nothing and returns a number.
+    let at = unsafe { bpf_ktime_get_ns() };
+    let mut event = FlowEvent { key: key(skb), at, length: u64::from(length) };
+    let key = &mut event.key;
     key.moved = dropped.moved;
     key.slot = dropped.slot;
     key.generation = dropped.generation;
     key.elsewhere = u8::from(dropped.elsewhere);
-    // SAFETY: the helper takes nothing and returns a number.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if add(&FLOWS, &key, now, length, FLOWS_LOST) {
-        tell(&key, now, length);
+    if add(&FLOWS, key, at, length, FLOWS_LOST) {
+        tell(&event);
     }
 }
 
@@ -128,19 +129,15 @@ fn key(skb: *const u8) -> FlowKey {
     key
 }
 
-/// Tells who listens of a packet.
+/// Tells who listens of a packet. The kernel copies it: a loop over its bytes would be looked at by the verifier for each way to it.
 #[inline(always)]
-fn tell(key: &FlowKey, at: u64, length: u32) {
+fn tell(event: &FlowEvent) {
     if LISTENING.get(0).is_none_or(|&listening| listening == 0) {
         return;
     }
-    match EVENTS.reserve::<FlowEvent>(0) {
-        Some(mut room) => {
-            room.write(FlowEvent { key: *key, at, length: u64::from(length) });
-            // The kernel wakes who listens up if it has read all that was before.
-            room.submit(0);
-        }
-        None => lost(EVENTS_LOST),
+    // The kernel wakes who listens up if it has read all that was before.
+    if EVENTS.output::<FlowEvent>(event, 0).is_err() {
+        lost(EVENTS_LOST);
     }
 }
 

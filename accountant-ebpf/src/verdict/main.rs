@@ -30,7 +30,7 @@ use aya_ebpf::helpers::generated::{bpf_map_lookup_percpu_elem, bpf_probe_read_ke
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use count::Way;
-use kernel::{Packet, place};
+use kernel::{Packet, load, place};
 
 /// `NF_ACCEPT`: the next program or rule has its turn.
 const ACCEPT: u32 = 1;
@@ -93,13 +93,15 @@ pub fn dropped(context: *const u64) -> u32 {
         return 0;
     }
     let Some(processor) = this_processor() else { return 0 };
-    // The hook that has a note of it, or the first one; without a branch, so that the verifier looks once at what follows.
-    let mut hook = 0;
+    // The hook that has a note of it, or the first one. It is read like memory of others, behind which the verifier does not know
+    // how it came about: it looks at what follows once, and not for each hook (newer ones gave up at that).
+    let mut hook = 0u64;
     for candidate in [LOCAL_IN, LOCAL_OUT, FORWARD, POST_ROUTING] {
-        let differ = processor.notes[candidate as usize].skb ^ skb as u64;
-        let is_of = ((differ | differ.wrapping_neg()) >> 63).wrapping_sub(1);
-        hook = hook & !is_of | u64::from(candidate) & is_of;
+        if processor.notes[candidate as usize].skb == skb as u64 {
+            path::put(&mut hook, u64::from(candidate));
+        }
     }
+    let hook = load(&raw const hook as u64);
     let note = &mut processor.notes[hook as usize & (HOOKS - 1)];
     if note.skb == skb as u64 {
         note.skb = 0;
