@@ -291,6 +291,26 @@ fn two_agents_do_not_attach_their_programs_twice() {
         .unwrap();
 }
 
+/// The verifier gives up after a million instructions, and newer kernels' look at more of the same program: there is room.
+#[test]
+fn the_verifier_has_room() {
+    const NAMES: [&str; 6] = ["before", "after", "raw_after", "mangle_after", "dropped", "learn"];
+    const MOST: u32 = 150_000;
+    let scenario = demo();
+    let node = scenario.node().unwrap();
+    felix_writes(&scenario, &node, Backend::Legacy);
+    let _witnessed = node.host().enter(|| Witnessed::new(&node, Backend::Legacy)).unwrap();
+    let loaded = aya::programs::loaded_programs().flatten();
+    let looked_at: BTreeMap<_, _> = loaded
+        .filter_map(|program| {
+            Some((program.name_as_str()?.to_string(), program.verified_instruction_count()?))
+        })
+        .filter(|(name, _)| NAMES.contains(&name.as_str()))
+        .collect();
+    assert!(looked_at.contains_key("dropped") && looked_at.contains_key("after"), "{looked_at:?}");
+    assert!(looked_at.values().all(|instructions| *instructions < MOST), "{looked_at:?}");
+}
+
 /// Flows come faster than they are taken: each is told or counted as lost, and the packets' own counts miss nothing.
 #[test]
 fn flows_that_nobody_takes_are_counted() {
