@@ -53,8 +53,8 @@ pub(super) struct Ended {
 }
 
 impl Machine {
-    /// Boots a kernel.
-    pub(super) fn boot(kernel: &Kernel) -> Result<Self> {
+    /// Boots a kernel on so many processors.
+    pub(super) fn boot(kernel: &Kernel, processors: u8) -> Result<Self> {
         let shared = kernel.folder.join("shared");
         let _ = fs::remove_dir_all(&shared);
         fs::create_dir_all(&shared)?;
@@ -66,7 +66,8 @@ impl Machine {
             format!("local,path={},mount_tag={tag},security_model=none,multidevs=remap{more}", path.display())
         };
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G", "-nodefaults"])
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "2G", "-nodefaults"])
+            .args(["-smp", &processors.to_string()])
             .args(["-display", "none", "-serial", "stdio", "-no-reboot", "-net", "none"])
             .args(["-virtfs", &share(Path::new("/"), "root", ",readonly=on")])
             .args(["-virtfs", &share(&shared, "shared", "")])

@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Write the table to docs/kernels.md, of the tests that were run.
     #[arg(long, conflicts_with = "run")]
     docs: bool,
+    /// How many processors the machines have: kernels keep counters of rules elsewhere where there is one.
+    #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "docs")]
+    processors: u8,
     /// Run this in the machine's shell instead, and print what it says.
     #[arg(long, value_name = "COMMAND")]
     run: Option<String>,
@@ -52,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let kernels = args.suites.iter().map(|suite| Kernel::fetch(suite)).collect::<Result<Vec<_>>>()?;
     if let Some(command) = &args.run {
         for kernel in &kernels {
-            let ended = Machine::boot(kernel)?.run(command, LIMIT)?;
+            let ended = Machine::boot(kernel, args.processors)?.run(command, LIMIT)?;
             println!("{}{}: exit status {}", ended.log, kernel.release, ended.status);
         }
         return Ok(());
@@ -62,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let binaries = test::binaries(&tests::cargo_arguments())?;
     let mut all = Vec::new();
     for kernel in &kernels {
-        all.push(try_kernel(kernel, &binaries, &args.only)?);
+        all.push(try_kernel(kernel, &binaries, args)?);
         if args.docs {
             // What was found on one kernel stands, whatever becomes of the next.
             fs::write(root().join("docs/kernels.md"), report::markdown(&all))?;
@@ -76,10 +79,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn try_kernel(kernel: &Kernel, binaries: &[test::Binary], only: &[String]) -> Result<Findings> {
+fn try_kernel(kernel: &Kernel, binaries: &[test::Binary], args: &Args) -> Result<Findings> {
     say(&format!("booting Linux {} of Debian {}", kernel.release, kernel.suite));
-    let mut machine = Machine::boot(kernel)?;
+    let mut machine = Machine::boot(kernel, args.processors)?;
     let mut findings = Findings::new(kernel);
+    let only = &args.only;
     for test in tests::TESTS.iter().filter(|test| only.is_empty() || test.is_among(only)) {
         let begun = Instant::now();
         let outcome = match test.cannot_run(&findings.choices) {
