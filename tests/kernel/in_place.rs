@@ -114,8 +114,14 @@ fn equal_at_rest_and_under_traffic(
     node.felix(Dialect::new(Version::V3_33, backend).unwrap()).apply(&scenario.model).unwrap();
     some_traffic(&node);
     let (a, b) = (node.pods().first().unwrap(), node.pods().last().unwrap());
-    let flood =
-        |cpu, to| Flood { other: Some((9, 10)), until: Until::Stopped, cpu: Some(cpu), ..Flood::new(to, 7) };
+    // From two processors, where there are two.
+    let last = std::thread::available_parallelism().unwrap().get() - 1;
+    let flood = |cpu: usize, to| Flood {
+        other: Some((9, 10)),
+        until: Until::Stopped,
+        cpu: Some(cpu.min(last)),
+        ..Flood::new(to, 7)
+    };
     node.host()
         .enter(|| {
             let mut both = Both::new(|in_place| make(&node, in_place));
