@@ -94,7 +94,7 @@ pub fn dropped(context: *const u64) -> u32 {
     }
     let Some(processor) = this_processor() else { return 0 };
     // The hook that has a note of it, or the first one. It is read like memory of others, behind which the verifier does not know
-    // how it came about: it looks at what follows once, and not for each hook (newer ones gave up at that).
+    // how it came about: it looks at what follows once, and not for each hook (that of Linux 7.2 gave up at that).
     let mut hook = 0u64;
     for candidate in [LOCAL_IN, LOCAL_OUT, FORWARD, POST_ROUTING] {
         if processor.notes[candidate as usize].skb == skb as u64 {
