@@ -129,7 +129,8 @@ fn key(skb: *const u8) -> FlowKey {
     key
 }
 
-/// Tells who listens of a packet. The kernel copies it: a loop over its bytes would be looked at by the verifier for each way to it.
+/// Tells who listens of a packet. The kernel copies it: a loop over its bytes would be looked at by the verifier for each way
+/// to it.
 #[inline(always)]
 fn tell(event: &FlowEvent) {
     if LISTENING.get(0).is_none_or(|&listening| listening == 0) {
