@@ -154,6 +154,19 @@ fields! {
     socket_sk,
     /// `sock.__sk_common.skc_net`
     sk_net,
+    /// The number of a type that begins with two numbers of eight bytes (`timespec64`); zero where the kernel has no
+    /// `bpf_rdonly_cast`.
+    two_words,
+}
+
+/// Which counters a program reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Reads {
+    /// New ones: whether they can be read is found out.
+    First = 0,
+    /// Those of an earlier run. They can be read for as long as the rules are the same.
+    Again = 1,
 }
 
 /// Sum of a counter over all processors: the two words that it consists of, in the order of the kernel's structure

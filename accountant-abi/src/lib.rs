@@ -12,6 +12,10 @@ pub mod rewrites;
 pub mod stand_in;
 pub mod verdict;
 
+/// Stands in programs for the number of the kernel function `bpf_rdonly_cast` (Linux 6.2). The agent puts in what it is in this
+/// kernel, or zero, which the verifier lets stand where it is never reached.
+pub const CAST: u32 = 0x0acc_0001;
+
 /// Packets and bytes of one direction on one CPU.
 ///
 /// Bytes are `skb->len` as a classifier sees it: the frame with its Ethernet header.

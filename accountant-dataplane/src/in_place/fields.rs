@@ -1,6 +1,7 @@
 //! Which fields of which kernel structures the programs read, looked up in the kernel's own description of its types.
 
 use super::btf::{Btf, Place};
+use super::cast::Cast;
 use super::reason::CannotHere;
 use accountant_abi::in_place::Fields;
 
@@ -28,9 +29,13 @@ impl Rules {
     }
 }
 
-/// Looks up where all fields are that reading these rules needs.
-pub(crate) fn fields(rules: Rules) -> Result<Fields, CannotHere> {
-    with_types(rules.module(), |types| find(types, rules))
+/// Looks up where all fields are that reading these rules needs, and the function that reads faster, if there is one.
+pub(crate) fn fields(rules: Rules) -> Result<(Fields, Option<Cast>), CannotHere> {
+    with_types(rules.module(), |types| {
+        let cast = Cast::look(types);
+        let two_words = cast.map_or(0, |cast| cast.two_words);
+        Ok((Fields { two_words, ..find(types, rules)? }, cast))
+    })
 }
 
 /// Looks something up in the types of the kernel and of one of its modules.

@@ -8,7 +8,7 @@
 
 use super::fields::Rules;
 use super::{CannotHere, Reader};
-use accountant_abi::in_place::{CAPACITY, Outcome, Stamp};
+use accountant_abi::in_place::{CAPACITY, Outcome, Reads, Stamp};
 use accountant_core::snapshot::TableId;
 use accountant_core::{Counter, IpVersion, Table};
 use std::sync::atomic::Ordering::Relaxed;
@@ -82,13 +82,15 @@ impl LegacyReader {
         id: TableId,
         stamp: &Stamp,
         pointers: &[u64],
+        reads: Reads,
     ) -> Result<Result<Vec<Counter>, Outcome>, CannotHere> {
         let mut counters = Vec::with_capacity(pointers.len());
         for part in pointers.chunks(self.0.at_once()) {
             self.demand(stamp);
             self.0.put_addresses(part.iter().copied());
             let [name, family, hook] = which(id);
-            let arguments = [name, family, hook, part.len() as u64, u64::from(self.0.cpus)];
+            let cpus = u64::from(self.0.cpus);
+            let arguments = [name, family, hook, part.len() as u64, cpus, reads as u64];
             match self.0.run("read_legacy", &arguments)? {
                 Outcome::Done => {
                     let sums = self.0.sums().take(part.len());

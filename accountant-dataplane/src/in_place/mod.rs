@@ -8,6 +8,7 @@
 //! [`Outcome`], and nothing of it is handed out.
 
 pub mod btf;
+pub(crate) mod cast;
 pub(crate) mod fields;
 pub(crate) mod freed;
 pub(crate) mod legacy;
@@ -60,7 +61,7 @@ impl Reader {
         if cpus > MAX_CPUS {
             return Err(CannotHere::TooManyProcessors(cpus));
         }
-        let fields = fields::fields(rules).map_err(|reason| reason.explained_by(&host))?;
+        let (fields, cast) = fields::fields(rules).map_err(|reason| reason.explained_by(&host))?;
         let per_cpu_rules = u64::from(cpus > 1);
         let mut loader = EbpfLoader::new();
         // Nothing in the programs is relocated by types; without this, all of the kernel's are parsed once more.
@@ -73,7 +74,8 @@ impl Reader {
         let refused = |operation: &str, error: &dyn std::error::Error| {
             CannotHere::refused(operation, chain(error), &host)
         };
-        let mut ebpf = loader.load(OBJECT).map_err(|error| refused("making the maps", &error))?;
+        let mut ebpf =
+            loader.load(&cast::put_into(OBJECT, cast)).map_err(|error| refused("making the maps", &error))?;
         for name in ["learn_cpu"].iter().chain(programs) {
             program(&mut ebpf, name)
                 .and_then(RawTracePoint::load)

@@ -8,7 +8,7 @@ use super::fields::Rules;
 use super::freed::Freed;
 use super::{CannotHere, Reader};
 use accountant_abi::in_place::{
-    CHAIN_NAME, ChainKeyName, MAX_CHAINS, MAX_RULES, Outcome, PackedRule, WalkedRule,
+    CHAIN_NAME, ChainKeyName, MAX_CHAINS, MAX_RULES, Outcome, PackedRule, Reads, WalkedRule,
 };
 use accountant_core::{Counter, IpVersion};
 use accountant_sys::mapping::Mapping;
@@ -171,11 +171,16 @@ impl NftReader {
     }
 
     /// Reads the counters behind these pointers, in place of those that were read before.
-    pub(crate) fn read(&self, pointers: &[u64], counters: &mut Vec<Counter>) -> Result<Outcome, CannotHere> {
+    pub(crate) fn read(
+        &self,
+        pointers: &[u64],
+        reads: Reads,
+        counters: &mut Vec<Counter>,
+    ) -> Result<Outcome, CannotHere> {
         counters.clear();
         for part in pointers.chunks(self.reader.at_once()) {
             self.reader.put_addresses(part.iter().copied());
-            let arguments = [part.len() as u64, u64::from(self.reader.cpus)];
+            let arguments = [part.len() as u64, u64::from(self.reader.cpus), reads as u64];
             match self.reader.run("read_nft", &arguments)? {
                 Outcome::Done => {
                     let sums = self.reader.sums().take(part.len());

@@ -78,7 +78,8 @@ impl RewriteWatch {
     /// Loads the program for the network namespace at this address, with room for tables of so many rules.
     pub(crate) fn load(net: u64, rules: usize) -> Result<Self, CannotHere> {
         let host = Host::look(NEEDED);
-        let fields = fields::fields(Rules::LegacyRewrites).map_err(|reason| reason.explained_by(&host))?;
+        let (fields, _) =
+            fields::fields(Rules::LegacyRewrites).map_err(|reason| reason.explained_by(&host))?;
         let room = room_for(rules);
         let mut loader = EbpfLoader::new();
         loader.btf(None);

@@ -8,7 +8,7 @@ use super::watched::{self, HeldTable};
 use crate::in_place::CannotHere;
 use crate::in_place::legacy::LegacyReader;
 use crate::kernel::list::Watched;
-use accountant_abi::in_place::Stamp;
+use accountant_abi::in_place::{Reads, Stamp};
 use accountant_abi::verdict::Proof;
 use accountant_core::snapshot::{Reading, TableId};
 use std::collections::HashMap;
@@ -54,7 +54,13 @@ impl InPlace {
         self.held.remove(&id);
         let Ok(reader) = &self.reader else { return };
         let offsets: Vec<u32> = decoded.chains.iter().flat_map(DecodedChain::offsets).copied().collect();
-        let resolved = reader.resolve(id, &stamp, &offsets);
+        let resolved = reader.resolve(id, &stamp, &offsets).and_then(|resolved| match resolved {
+            Ok(pointers) => {
+                let read = reader.read(id, &stamp, &pointers, Reads::First)?;
+                Ok(read.map(|_| pointers))
+            }
+            Err(outcome) => Ok(Err(outcome)),
+        });
         match self.lose_if_refused(resolved) {
             Some(Ok(pointers)) => {
                 self.held.insert(id, Held { stamp, pointers });
@@ -110,7 +116,7 @@ impl InPlace {
                 chains.push(chain);
             }
         }
-        let read = reader.read(id, &held.stamp, &pointers);
+        let read = reader.read(id, &held.stamp, &pointers, Reads::Again);
         let Some(Ok(counters)) = self.lose_if_refused(read) else {
             self.held.remove(&id);
             return None;

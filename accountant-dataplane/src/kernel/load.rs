@@ -1,14 +1,14 @@
 //! Loads the programs of `accountant-ebpf/src/verdict` and attaches them.
 //!
-//! aya makes the maps. It does not know programs of the packet filter, so the object is parsed once more, its references to
-//! maps are resolved, and each call of the kernel's function that reads memory safely gets that function's number.
+//! aya makes the maps. It does not know programs of the packet filter, so the object is parsed once more and its references to
+//! maps are resolved.
 
 use super::flows::Events;
 use super::hooks::{OTHERS, PROGRAMS, Place, Site, all_places, places};
 use super::pins::{self, Links, Shape};
 use super::places::Kernel;
 use crate::in_place::reason::Host;
-use crate::in_place::{CannotHere, chain, mapping};
+use crate::in_place::{CannotHere, cast, chain, mapping};
 use accountant_sys::bpf::{self, Kind, Runs};
 use accountant_sys::mapping::Mapping;
 use aya::maps::{Map, MapData, RingBuf};
@@ -27,12 +27,6 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/verdict
 
 /// The first Linux with programs of the packet filter.
 const NEEDED: (u32, u32) = (6, 4);
-
-/// What stands for the kernel's function in the programs (`accountant-ebpf/src/verdict/kernel.rs`).
-const CAST: i32 = 0x0acc_0001;
-/// `BPF_JMP | BPF_CALL`, and what in its source register makes it a call of a kernel function.
-const CALL: u8 = 0x85;
-const KERNEL_FUNCTION: u8 = 2;
 
 /// Maps that an agent leaves to the next one.
 const KEPT: [&str; 12] = [
@@ -125,7 +119,8 @@ impl Loaded {
         let refused = |operation: &str, error: &dyn std::error::Error| {
             CannotHere::refused(operation, chain(error), &host)
         };
-        let object = Object::parse(OBJECT).map_err(|error| refused("reading the object", &error))?;
+        let bytes = cast::put_into(OBJECT, Some(kernel.cast));
+        let object = Object::parse(&bytes).map_err(|error| refused("reading the object", &error))?;
         if let Some(folder) = folder {
             let shape = |name: &'static str| {
                 let map = object.maps.get(name)?;
@@ -138,7 +133,7 @@ impl Loaded {
                 loader.map_pin_path(name, folder.join(name));
             }
         }
-        let ebpf = loader.load(OBJECT).map_err(|error| refused("making the maps", &error))?;
+        let ebpf = loader.load(&bytes).map_err(|error| refused("making the maps", &error))?;
         let wanted: Vec<_> = places().map(Place::file).chain(PROGRAMS.map(program_file)).collect();
         let kept = folder.map(|folder| Links::find(folder, hash(&kernel), &wanted));
         let mut loaded = Self { ebpf, object, kernel, host, held: Vec::new(), kept };
@@ -314,7 +309,7 @@ impl Loaded {
         map.map(|map| map.fd().as_fd()).ok_or_else(|| CannotHere::NoField(format!("map {name}")))
     }
 
-    /// Puts descriptors of maps and the numbers of kernel functions into the instructions.
+    /// Puts descriptors of maps into the instructions.
     fn resolve(&mut self) -> Result<(), CannotHere> {
         let maps: Vec<_> = self.object.maps.iter().map(|(name, map)| (name.clone(), map.clone())).collect();
         let maps = maps.iter().map(|(name, map)| Ok((name.as_str(), self.map_fd(name)?.as_raw_fd(), map)));
@@ -325,14 +320,6 @@ impl Loaded {
         // Functions that the compiler calls by itself.
         let linked = self.object.relocate_calls(&text);
         linked.map_err(|error| CannotHere::refused("linking functions", chain(&error), &self.host))?;
-        let cast = self.kernel.cast;
-        for instruction in self.object.functions.values_mut().flat_map(|function| &mut function.instructions)
-        {
-            if instruction.code == CALL && instruction.imm == CAST {
-                instruction.set_src_reg(KERNEL_FUNCTION);
-                instruction.imm = i32::try_from(cast).unwrap_or(0);
-            }
-        }
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use crate::in_place::CannotHere;
 use crate::in_place::btf::{Btf, Kind};
+use crate::in_place::cast::Cast;
 use crate::in_place::fields::{Lookup, with_types};
 use accountant_abi::verdict::Places;
 
@@ -11,8 +12,8 @@ pub(super) struct Kernel {
     pub(super) places: Places,
     /// The number of the tracepoint `kfree_skb`'s type.
     pub(super) dropped: u32,
-    /// The number of the function `bpf_rdonly_cast` (Linux 6.2).
-    pub(super) cast: u32,
+    /// How the programs read memory.
+    pub(super) cast: Cast,
 }
 
 impl Kernel {
@@ -25,6 +26,7 @@ impl Kernel {
 fn find(types: &Btf<'_>) -> Result<Kernel, CannotHere> {
     let look = Lookup { types };
     let number = |kind, name: &str| types.number(kind, name).ok_or_else(|| CannotHere::NoField(name.into()));
+    let cast = Cast::look(types).ok_or_else(|| CannotHere::NoField("bpf_rdonly_cast".into()))?;
     let reason = types.value("skb_drop_reason", "SKB_DROP_REASON_NETFILTER_DROP");
     let places = Places {
         state_hook: look.byte("nf_hook_state", "hook")?,
@@ -37,14 +39,10 @@ fn find(types: &Btf<'_>) -> Result<Kernel, CannotHere> {
         skb_head: look.byte("sk_buff", "head")?,
         skb_network_header: look.byte("sk_buff", "network_header")?,
         array_pptrs: look.byte("bpf_array", "pptrs")?,
-        two_words: number(Kind::Struct, "timespec64")?,
+        two_words: cast.two_words,
         netfilter_drop: reason
             .ok_or_else(|| CannotHere::NoField("drop reason of the packet filter".into()))?,
         ..Places::default()
     };
-    Ok(Kernel {
-        places,
-        dropped: number(Kind::Typedef, "btf_trace_kfree_skb")?,
-        cast: number(Kind::Function, "bpf_rdonly_cast")?,
-    })
+    Ok(Kernel { places, dropped: number(Kind::Typedef, "btf_trace_kfree_skb")?, cast })
 }

@@ -9,7 +9,7 @@ use super::watched::{self, Lists, PackedTable};
 use crate::in_place::CannotHere;
 use crate::in_place::nft::NftReader;
 use crate::kernel::Programs;
-use accountant_abi::in_place::{Outcome, PackedRule, WalkedRule};
+use accountant_abi::in_place::{Outcome, PackedRule, Reads, WalkedRule};
 use accountant_core::rule::Chain;
 use accountant_core::snapshot::{Reading, TableId};
 use accountant_core::{Counter, IpVersion};
@@ -42,6 +42,8 @@ struct Held {
     tables: Vec<(TableId, Vec<HeldChain>)>,
     /// A pointer for each rule that has a counter, chain by chain.
     pointers: Vec<u64>,
+    /// Whether they were read before.
+    reads: Reads,
 }
 
 /// A chain whose pointers are held. A poll looks at this and not at its rules, which are much memory.
@@ -89,9 +91,10 @@ impl InPlace {
             self.held = self.lose_if_refused(held)?;
         }
         let (Some(held), Ok(reader)) = (&self.held, &self.reader) else { return None };
-        let read = reader.read(&held.pointers, &mut self.counters);
-        if self.lose_if_refused(read) != Some(Outcome::Done) {
-            self.held = None;
+        let read = reader.read(&held.pointers, held.reads, &mut self.counters);
+        match (self.lose_if_refused(read), &mut self.held) {
+            (Some(Outcome::Done), Some(held)) => held.reads = Reads::Again,
+            _ => self.held = None,
         }
         self.held.as_ref().map(|held| held.readings(&self.counters))
     }
@@ -195,7 +198,7 @@ impl InPlace {
         };
         keys.iter().for_each(|key| walk.came_by(key.table, of_chain(key).unwrap_or_default()));
         self.last_words.walked(walk);
-        let mut held = Held { generation, tables: Vec::new(), pointers: Vec::new() };
+        let mut held = Held { generation, tables: Vec::new(), pointers: Vec::new(), reads: Reads::First };
         for key in keys.into_iter().filter(|key| key.is_endpoint()) {
             if !held.take(key, mirror, of_chain(key).unwrap_or_default()) {
                 tracing::debug!(chain = %key.chain, "the walk through nf_tables found other rules");
@@ -265,8 +268,7 @@ impl Held {
         same
     }
 
-    fn readings(&self, counters: &[Counter]) -> Readings {
-        let mut counters = counters.iter();
+    fn readings(&self, mut counters: &[Counter]) -> Readings {
         let mut readings =
             |chains: &Vec<HeldChain>| chains.iter().map(|c| c.reading(&mut counters)).collect();
         self.tables.iter().map(|(id, chains)| (*id, readings(chains))).collect()
@@ -282,11 +284,16 @@ impl HeldChain {
     }
 
     /// Takes the chain's counters from those that are left.
-    fn reading(&self, counters: &mut std::slice::Iter<'_, Counter>) -> Reading {
+    fn reading(&self, counters: &mut &[Counter]) -> Reading {
+        let counted =
+            self.counted.as_ref().map_or(self.rules, |all| all.iter().filter(|rule| **rule).count());
+        let (own, rest) = counters.split_at_checked(counted).unwrap_or_default();
+        *counters = rest;
         let counters = match &self.counted {
-            None => counters.by_ref().take(self.rules).copied().collect(),
+            None => own.to_vec(),
             Some(counted) => {
-                let mut of_rule = |counted: &bool| counted.then(|| counters.next().copied()).flatten();
+                let mut own = own.iter().copied();
+                let mut of_rule = |counted: &bool| counted.then(|| own.next()).flatten();
                 counted.iter().map(|counted| of_rule(counted).unwrap_or_default()).collect()
             }
         };

@@ -237,13 +237,13 @@ impl Nftables {
             changed.extend(touched);
             let everything_is_there = in_place.is_some() && changed.is_empty() && wanted.is_empty();
             let looked_at_rules = !everything_is_there || self.in_place.last_words.has_fresh_walk();
-            let (whole, unlike) = self.dump_missing(&mut dumped, |key| {
-                !everything_is_there
-                    && match key.is_endpoint() {
-                        true => in_place.is_none(),
-                        false => changed.contains(key) || wanted.contains(&(key.table, key.chain.clone())),
-                    }
-            })?;
+            let (whole, unlike) = match everything_is_there {
+                true => (true, Vec::new()),
+                false => self.dump_missing(&mut dumped, |key| match key.is_endpoint() {
+                    true => in_place.is_none(),
+                    false => changed.contains(key) || wanted.contains(&(key.table, key.chain.clone())),
+                })?,
+            };
             let generation = if looked_at_rules { self.generation_at_rest()? } else { self.generation()? };
             self.hear_up_to(generation)?;
             let mut touched = self.mirror.take_touched();

@@ -11,10 +11,10 @@
 #![no_main]
 
 use accountant_abi::in_place::{
-    CAPACITY, ChainKeyName, CpuOffsets, MAX_CPUS, Outcome, Stamp, Sum, WalkedRule,
+    CAPACITY, ChainKeyName, CpuOffsets, MAX_CPUS, Outcome, Reads, Stamp, Sum, WalkedRule,
 };
 use accountant_ebpf::field;
-use accountant_ebpf::memory::read;
+use accountant_ebpf::memory::{load_two, read};
 use accountant_ebpf::xt_table::{self, Which};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_map_lookup_percpu_elem};
 use aya_ebpf::macros::map;
@@ -189,7 +189,8 @@ unsafe extern "C" fn resolve_one(index: u32, state: *mut Resolving) -> i64 {
 static PER_CPU_RULES: aya_ebpf::Global<u64> = aya_ebpf::Global::new(1);
 
 program!(
-    /// Sums `arg 3` counters over `arg 4` processors, if the table is what it was when their pointers were looked up.
+    /// Sums `arg 3` counters over `arg 4` processors, if the table is what it was when their pointers were looked up. `arg 5`
+    /// are [`Reads`].
     read_legacy, read_legacy_outcome
 );
 
@@ -201,53 +202,77 @@ fn read_legacy_outcome(ctx: &RawTracePointContext) -> Outcome {
     if xt_table::stamp(&which) != Some(wanted) {
         return Outcome::Changed;
     }
-    let failed = read_all(ctx.arg::<u64>(3) as u32, ctx.arg::<u64>(4) as u32);
+    let failed = read_all(ctx.arg::<u64>(3) as u32, ctx.arg::<u64>(4) as u32, ctx.arg(5));
     finish(failed, &which, &wanted)
 }
 
 program!(
-    /// Sums `arg 0` counters over `arg 1` processors.
+    /// Sums `arg 0` counters over `arg 1` processors. `arg 2` are [`Reads`].
     read_nft, read_nft_outcome
 );
 
 #[inline(always)]
 fn read_nft_outcome(ctx: &RawTracePointContext) -> Outcome {
-    match read_all(ctx.arg::<u64>(0) as u32, ctx.arg::<u64>(1) as u32) {
+    match read_all(ctx.arg::<u64>(0) as u32, ctx.arg::<u64>(1) as u32, ctx.arg(2)) {
         0 => Outcome::Done,
         _ => Outcome::Unreadable,
     }
 }
 
 #[inline(always)]
-fn read_all(count: u32, cpus: u32) -> u32 {
+fn read_all(count: u32, cpus: u32, reads: u64) -> u32 {
     let mut state = Reading { cpus, failed: 0 };
     // SAFETY: as above.
-    unsafe { bpf_loop(count, read_one as *mut _, (&raw mut state).cast(), 0) };
+    unsafe {
+        let state = (&raw mut state).cast();
+        if field!(two_words) != 0 && reads == Reads::Again as u64 {
+            bpf_loop(count, load_one as *mut _, state, 0);
+        } else {
+            bpf_loop(count, read_one as *mut _, state, 0);
+        }
+    }
     state.failed
 }
 
+/// A counter that may not be readable.
 unsafe extern "C" fn read_one(index: u32, state: *mut Reading) -> i64 {
+    // SAFETY: the state is the caller's.
+    let state = unsafe { &mut *state };
+    let failed = &mut state.failed;
+    sum(index, state.cpus, |at| match read::<Sum>(at) {
+        Some(counter) => counter,
+        None => {
+            *failed += 1;
+            Sum { first: 0, second: 0 }
+        }
+    })
+}
+
+/// A counter that was read before, without a call for each processor.
+unsafe extern "C" fn load_one(index: u32, state: *mut Reading) -> i64 {
+    // SAFETY: the state is the caller's.
+    let cpus = unsafe { (*state).cpus };
+    sum(index, cpus, |at| {
+        let [first, second] = load_two(at, field!(two_words));
+        Sum { first, second }
+    })
+}
+
+#[inline(always)]
+fn sum(index: u32, cpus: u32, mut counter: impl FnMut(u64) -> Sum) -> i64 {
     let Some(sum) = SUMS.get_ptr_mut(index) else { return 1 };
     let (Some(address), Some(all)) = (ADDRESSES.get(index), CPU_OFFSETS.get(0)) else { return 1 };
     let address = *address;
     let mut total = Sum { first: 0, second: 0 };
-    // SAFETY: the state is the caller's, the sum a value of the map.
-    unsafe {
-        let cpus = (*state).cpus;
-        let mut cpu = 0;
-        while cpu < MAX_CPUS && cpu < cpus {
-            let offset = all.offsets[(cpu & (MAX_CPUS - 1)) as usize];
-            match read::<Sum>(address.wrapping_add(offset)) {
-                Some(counter) => {
-                    total.first = total.first.wrapping_add(counter.first);
-                    total.second = total.second.wrapping_add(counter.second);
-                }
-                None => (*state).failed += 1,
-            }
-            cpu += 1;
-        }
-        *sum = total;
+    let mut cpu = 0;
+    while cpu < MAX_CPUS && cpu < cpus {
+        let counter = counter(address.wrapping_add(all.offsets[(cpu & (MAX_CPUS - 1)) as usize]));
+        total.first = total.first.wrapping_add(counter.first);
+        total.second = total.second.wrapping_add(counter.second);
+        cpu += 1;
     }
+    // SAFETY: a value of the map.
+    unsafe { *sum = total };
     0
 }
 

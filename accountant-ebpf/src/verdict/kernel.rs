@@ -5,6 +5,7 @@
 
 use crate::{POST_ROUTING, Table};
 use accountant_abi::verdict::Places;
+use accountant_ebpf::memory;
 
 /// Where things are, set by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -28,19 +29,10 @@ pub(crate) fn constant(number: &'static u32) -> u64 {
     u64::from(unsafe { core::ptr::read_volatile(number) })
 }
 
-/// Stands for a call of the kernel function `bpf_rdonly_cast`; the agent puts its number here.
-const CAST: usize = 0x0acc_0001;
-
-/// Reads eight bytes at an address; zero if there is nothing. No call: the verifier makes it a load whose fault the kernel
-/// answers with zero.
+/// Reads eight bytes at an address; zero if there is nothing.
 #[inline(always)]
 pub(crate) fn load(address: u64) -> u64 {
-    // SAFETY: the kernel's function takes any number and the number of a type, and returns a pointer that may be read as
-    // that type and faults nowhere.
-    unsafe {
-        let cast: unsafe extern "C" fn(u64, u64) -> *const u64 = core::mem::transmute(CAST);
-        core::ptr::read_volatile(cast(address, place!(two_words)))
-    }
+    memory::load(address, place!(two_words))
 }
 
 /// A packet at a hook.
