@@ -180,10 +180,9 @@ impl Settler<'_> {
             Some(Key::Unattributed(..)) => self.take_deficit(id, doubtful),
             _ => Amount::ZERO,
         };
-        let to_nobody = key_of_doubtful.is_some() && (doubtful - twice).any_positive();
-        if to_nobody || (left - doubtful).any_positive() {
-            self.witness.blur(&self.store[id].chain);
-        }
+        let to_nobody = if key_of_doubtful.is_some() { doubtful - twice } else { Amount::ZERO };
+        self.witness.blur(&self.store[id].chain, to_nobody);
+        self.witness.blur(&self.store[id].chain, left - doubtful);
         self.post_some(key_of_doubtful, doubtful - twice);
         self.post_some(Some(self.one_of(&open)), left - doubtful);
         left - elsewhere

@@ -224,7 +224,7 @@ impl Attributor {
         if blind.unseen && !blind.refutable {
             self.witness.lose();
         }
-        self.witness.hear(snapshot.verdicts.as_ref());
+        self.witness.hear(snapshot.verdicts.as_ref(), self.snapshot);
         self.witness.follow(&self.store, self.accounts_version);
         settle::settle(self, &mut attribution);
         self.witness.rest(&self.store, snapshot.at, &mut attribution);

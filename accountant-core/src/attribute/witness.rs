@@ -6,7 +6,7 @@
 //! (rules being replaced, programs that come or go) stay in the equations, for the arithmetic of counters.
 //!
 //! Where counters were lost (a rewrite that nobody saw), what was told and is in no counter is posted once all traffic of the
-//! chain has come to rest: then nothing that was told can still be about to be counted. Unless some was charged to a group or to
+//! chain has come to rest: then nothing that was told can still be about to be counted. Less what was charged to a group or to
 //! nobody meanwhile, which can be the same packets.
 //!
 //! Invariant: of an account no more is posted than the greater of what was told of it and what the counters prove.
@@ -32,6 +32,8 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub(super) struct Witness {
     state: State,
+    /// The number of the current snapshot.
+    snapshot: u64,
     chains: HashMap<ChainName, Told>,
     /// The greatest number that any list had after the last reading: new lists have greater ones.
     greatest: u32,
@@ -42,11 +44,11 @@ pub(super) struct Witness {
 }
 
 impl Compared {
-    fn take(&mut self, account: Account, repaired: Counter) {
+    fn take(&mut self, Account { told, posted, .. }: Account, repaired: Counter) {
         let packets = |amount: Amount| amount.positive().packets;
-        self.agreed += packets(account.told.min(account.posted));
-        self.rules_only += packets(account.posted - account.told);
-        self.programs_only += packets(account.told - account.posted) - repaired.packets;
+        self.agreed += packets(told.min(posted));
+        self.rules_only += packets(posted - told);
+        self.programs_only += packets(told - posted) - repaired.packets;
         self.repaired += repaired.packets;
     }
 }
@@ -76,8 +78,10 @@ struct Told {
     is_level: bool,
     /// Whether counters may have been lost since it rested.
     has_lost: bool,
-    /// Whether packets were charged since it rested of which it is not known who decided on them.
-    is_blurred: bool,
+    /// How much was charged to a group or to nobody since it rested.
+    blurred: Amount,
+    /// At which snapshot last.
+    blurred_in: u64,
 }
 
 /// No packet takes so long from one rule to the next.
@@ -100,12 +104,15 @@ struct Account {
     told: Amount,
     /// What was posted to it, for whatever reason.
     posted: Amount,
+    /// At which snapshot something was posted last.
+    posted_in: u64,
 }
 
 impl Witness {
     /// Takes what was told around a reading. What was told before it began is in the counters that it found, and was
     /// there at the moment before that equations are solved for.
-    pub(super) fn hear(&mut self, around: Option<&Around>) {
+    pub(super) fn hear(&mut self, around: Option<&Around>, snapshot: u64) {
+        self.snapshot = snapshot;
         let Some(Around { before, after }) = around else {
             *self = Self::default();
             return;
@@ -157,11 +164,19 @@ impl Witness {
     }
 
     /// Packets of this chain were charged to a group, or to nobody: they can be those that are told.
-    pub(super) fn blur(&mut self, chain: &ChainName) {
+    pub(super) fn blur(&mut self, chain: &ChainName, amount: Amount) {
+        if !amount.any_positive() {
+            return;
+        }
+        let snapshot = self.snapshot;
+        let blur = |told: &mut Told| {
+            told.blurred += amount.at_least_zero();
+            told.blurred_in = snapshot;
+        };
         match self.chains.get_mut(chain) {
-            Some(told) => told.is_blurred = true,
+            Some(told) => blur(told),
             // A sum over endpoints: any of them.
-            None => self.chains.values_mut().for_each(|told| told.is_blurred = true),
+            None => self.chains.values_mut().for_each(blur),
         }
     }
 
@@ -169,15 +184,17 @@ impl Witness {
     pub(super) fn note(&mut self, key: &Key, amount: Counter) {
         if let Some(account) = self.accounts.get_mut(key) {
             account.posted += amount.into();
+            account.posted_in = self.snapshot;
         }
     }
 
     /// An account has another name from now on.
     pub(super) fn rename(&mut self, old: &Key, new: &Key) {
-        if let Some(Account { told, posted }) = self.accounts.remove(old) {
+        if let Some(Account { told, posted, posted_in }) = self.accounts.remove(old) {
             let account = self.accounts.entry(new.clone()).or_default();
             account.told += told;
             account.posted += posted;
+            account.posted_in = account.posted_in.max(posted_in);
         }
     }
 
@@ -190,37 +207,56 @@ impl Witness {
         {
             return;
         }
+        let mut resting = self.at_rest(store, now);
+        // No path is told of packets of established connections.
+        let is_told = |outcome: &Outcome| !matches!(outcome, Outcome::Verdict(Verdict::Established));
+        let accounts = store.unknowns().map(|(_, unknown)| unknown);
+        let accounts = accounts.filter(|u| resting.contains(&u.chain) && is_told(&u.outcome));
+        let accounts: Vec<_> = accounts.filter_map(|u| Some((&u.chain, u.key.as_ref()?))).collect();
+        for (chain, key) in &accounts {
+            // A packet that was counted just now is told next time.
+            if self.accounts.get(key).is_some_and(|account| account.posted_in == self.snapshot) {
+                resting.remove(*chain);
+            }
+        }
+        for (chain, key) in accounts {
+            let Some(told) = self.chains.get(chain).filter(|_| resting.contains(chain)) else { continue };
+            let account = self.accounts.get_mut(key).map(std::mem::take).unwrap_or_default();
+            if told.is_level {
+                let lost = account.told - account.posted - told.blurred;
+                let is_sure = told.has_lost && lost.packets > 0;
+                let repaired = if is_sure { lost.positive() } else { Counter::ZERO };
+                attribution.compared.take(account, repaired);
+                if is_sure {
+                    attribution.postings.push(Posting { key: key.clone(), amount: repaired });
+                }
+            }
+        }
+        for chain in resting {
+            if let Some(told) = self.chains.get_mut(&chain) {
+                told.decisions.clear();
+                (told.has_lost, told.blurred, told.is_level) = (false, Amount::ZERO, true);
+            }
+        }
+    }
+
+    /// Chains to start anew for, as far as what is told of them says.
+    fn at_rest(&mut self, store: &Store, now: Duration) -> HashSet<ChainName> {
         let busy: HashSet<_> = store.open_rows().map(|row| &row.chain).collect();
-        let mut rested = HashMap::new();
+        let mut resting = HashSet::new();
         for (chain, told) in &mut self.chains {
-            let is_still = !std::mem::take(&mut told.moved) && !busy.contains(chain);
+            let is_still =
+                !std::mem::take(&mut told.moved) && told.blurred_in != self.snapshot && !busy.contains(chain);
             told.still_since = is_still.then(|| told.still_since.unwrap_or(now));
             // A host endpoint has several chains, which post to the same accounts.
             let kind = ChainKind::of(chain);
             let is_alone = matches!(kind, ChainKind::Endpoint { endpoint, .. } if endpoint.kind == EndpointKind::Workload);
             let is_rested = told.still_since.is_some_and(|since| now.saturating_sub(since) >= AT_REST);
             if is_alone && is_rested && !(told.is_level && told.decisions.is_empty()) {
-                told.decisions.clear();
-                let is_blurred = std::mem::take(&mut told.is_blurred);
-                let lacks = std::mem::take(&mut told.has_lost) && !is_blurred;
-                rested.insert(chain, (std::mem::replace(&mut told.is_level, true), lacks));
+                resting.insert(chain.clone());
             }
         }
-        for (_, unknown) in store.unknowns() {
-            let (Some(&(is_level, lacks)), Some(key)) = (rested.get(&unknown.chain), &unknown.key) else {
-                continue;
-            };
-            let account = self.accounts.get_mut(key).map(std::mem::take).unwrap_or_default();
-            // No path is told of packets of established connections.
-            if is_level && !matches!(unknown.outcome, Outcome::Verdict(Verdict::Established)) {
-                let missing = (account.told - account.posted).positive();
-                let repaired = if lacks { missing } else { Counter::ZERO };
-                attribution.compared.take(account, repaired);
-                if !repaired.is_zero() {
-                    attribution.postings.push(Posting { key: key.clone(), amount: repaired });
-                }
-            }
-        }
+        resting
     }
 }
 
@@ -286,7 +322,7 @@ impl Settler<'_> {
 
     /// Posts packets that were decided so, as far as nothing was posted for them and its equation has them; says how many.
     fn post_decided(&mut self, id: UnknownId, most: Amount) -> Option<Amount> {
-        let Account { told, posted } = *self.witness.accounts.get(self.store[id].key.as_ref()?)?;
+        let Account { told, posted, .. } = *self.witness.accounts.get(self.store[id].key.as_ref()?)?;
         let amount = most.min(told - posted).min(self.left_for(id)?).at_least_zero();
         if amount.any_positive() {
             let claim = self.store[id].posted + amount;

@@ -148,3 +148,22 @@ fn what_a_rewrite_lost_is_charged_by_what_was_told() {
     assert_eq!(charged(book, 0, deny(0)), 5, "{}", session.story.join("\n"));
     assert_eq!(charged(book, 0, allow(1)), 6, "{}", session.story.join("\n"));
 }
+
+/// A packet is counted by the reading at which all had rested, and told after it: that it is told later is no loss.
+#[test]
+fn what_is_told_after_all_had_rested_is_charged_once() {
+    let session = scene(Legacy, &[""], |s| {
+        s.op(&Op::Programs(Change::Attach))?;
+        s.settle()?;
+        s.settle()?;
+        s.send(&packet(0, &[], 101));
+        s.read_once(&[])?;
+        s.read_once(&[])?;
+        s.read(&[late(packet(0, &[], 103), 0, 0)], false)?;
+        s.op(&Op::Lose { noticed: true })?;
+        s.settle()?;
+        s.settle()
+    });
+    let charged: u64 = session.agent.charged.values().map(|amount| amount.packets).sum();
+    assert_eq!(charged, 2, "{}", session.story.join("\n"));
+}
