@@ -57,6 +57,21 @@ pub enum What {
     Seen { established: bool, fate: Fate },
 }
 
+impl What {
+    /// Whether it is of packets that went no further.
+    pub fn is_drop(&self) -> bool {
+        match self {
+            Self::Policy { action, .. } | Self::Group { action, .. } | Self::Profile { action, .. } => {
+                *action == PolicyAction::Deny
+            }
+            Self::NoPolicy { .. } | Self::NoProfile => true,
+            Self::Verdict(verdict) => !matches!(verdict, Verdict::Established | Verdict::ForwardDefault),
+            Self::Failsafe => false,
+            Self::Seen { fate, .. } => *fate != Fate::Accepted,
+        }
+    }
+}
+
 /// An account of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AccountKey {

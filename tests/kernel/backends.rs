@@ -7,7 +7,7 @@ use accountant_lab::Agent;
 use accountant_lab::apply::Felix;
 use accountant_lab::books::{Books, counted, differences, expected};
 use accountant_lab::felix::{Backend, Dialect, Version};
-use accountant_lab::policy::{Model, Truth};
+use accountant_lab::policy::{Action, Model, Tier, TierEnd, Truth};
 use accountant_lab::scenario::{Visit, demo};
 use serde_json::Value;
 use support::lab::Lab;
@@ -150,6 +150,55 @@ fn what_moves_is_counted() {
     visit.round(&scenario.model, &mut truth, || drop(agent.accounts())).unwrap();
     let accounts = agent.accounts().unwrap();
     assert_eq!(differences(&expected(&truth), &counted(&accounts)), [""; 0]);
+}
+
+/// Old chains of other rules are still in the way of packets, and accept more than the living ones: what these drop is
+/// counted, though the old ones count more packets.
+#[test]
+fn what_either_drops_is_counted() {
+    let scenario = demo();
+    let mut lenient = scenario.model.clone();
+    decide(&mut lenient.tiers, Action::Allow);
+    for number in 0..3 {
+        let mut passing = lenient.tiers[..1].to_vec();
+        decide(&mut passing, Action::Pass);
+        passing[0].name = format!("passing-{number}").into();
+        passing[0].end = TierEnd::Pass;
+        passing[0]
+            .policies
+            .iter_mut()
+            .for_each(|policy| policy.id.name = format!("{}-{number}", policy.id.name).into());
+        lenient.tiers.splice(..0, passing);
+    }
+    for [old, living] in [[Backend::Legacy, Backend::Nft], [Backend::Nft, Backend::Legacy]] {
+        let lab = Lab::new(&scenario);
+        let [mut old, mut living] =
+            [old, living].map(|backend| lab.node.felix(support::lab::dialect(backend)));
+        old.apply(&lenient).unwrap();
+        let lock = lab.node.host().lock_file().display().to_string();
+        let agent = lab.agent(&["--max-age", "0s", "--xtables-lock-file", &lock]);
+        drop(agent.settled().unwrap());
+        living.apply(&scenario.model).unwrap();
+        drop(agent.settled().unwrap());
+        let visit = Visit::new(&lab.node).unwrap();
+        let mut truth = Truth::default();
+        visit.round(&scenario.model, &mut truth, || drop(agent.accounts())).unwrap();
+        let denies = |mut books: Books| {
+            books.retain(|line, _| line.verdict == "deny");
+            books
+        };
+        let sent = denies(expected(&truth));
+        assert!(sent.values().sum::<u64>() > 20, "{sent:?}");
+        let found = denies(counted(&agent.settled().unwrap()));
+        assert_eq!(differences(&sent, &found), [""; 0]);
+    }
+}
+
+fn decide(tiers: &mut [Tier], action: Action) {
+    let policies = tiers.iter_mut().flat_map(|tier| &mut tier.policies);
+    for rule in policies.flat_map(|policy| [&mut policy.ingress, &mut policy.egress]).flatten().flatten() {
+        rule.action = action;
+    }
 }
 
 #[test]

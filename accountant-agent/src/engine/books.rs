@@ -198,7 +198,7 @@ impl Books {
     }
 
     /// Posts what the backends of one table counted in this tick.
-    fn post_place(&mut self, place: Place, held: Vec<(TableId, Vec<Posting>)>) {
+    fn post_place(&mut self, place: Place, mut held: Vec<(TableId, Vec<Posting>)>) {
         let present: Vec<_> = held.iter().map(|(id, _)| *id).filter(|id| self.has_endpoints(id)).collect();
         let known = self.posting.get(&place).copied();
         let poster = known.or_else(|| self.most_alive(&held));
@@ -214,6 +214,10 @@ impl Books {
             self.posting.insert(place, poster);
             self.say_if_several(place, poster, &present);
             return;
+        }
+        for (id, postings) in &mut held {
+            let drops = overlap::take_drops(postings);
+            self.post(id.source, drops);
         }
         let mut overlap = self.overlaps.remove(&place).unwrap_or_default();
         let heir = present.first().copied().filter(|_| !present.contains(&poster));

@@ -1,8 +1,9 @@
 //! Two backends that hold Calico's chains at once, while Felix changes from one to the other or where it left old ones
 //! behind.
 //!
-//! A packet goes through both, so both count it, unless the first drops it; which of them is the first is not known. What
-//! is posted of an account is therefore the most that any posting backend has counted since the overlap began. One of them
+//! A packet goes through both, so both count it, unless the first drops it; which of them is the first is not known. Drops
+//! ([`take_drops`]) are of packets that the other did not see later, whoever drops: all of them are posted. What
+//! is posted of any other account is the most that any posting backend has counted since the overlap began. One of them
 //! posts at a time, and another takes its place when it is ahead: it saw what this one did not. Where one charged a group of
 //! policies and the other its members, they make up for each other.
 //!
@@ -77,6 +78,12 @@ impl Overlap {
             }
         }
     }
+}
+
+/// Takes the drops out of what a backend counted.
+pub(super) fn take_drops(postings: &mut Vec<Posting>) -> Vec<Posting> {
+    let is_drop = |posting: &mut Posting| matches!(&posting.key, Key::Account(key) if key.what.is_drop());
+    postings.extract_if(.., is_drop).collect()
 }
 
 /// What one backend counted in a tick beside what another did.
