@@ -30,6 +30,9 @@ const SUITES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
 /// How long one test binary may take. There is no hardware's help: everything is slower, and nobody waits for a person.
 const LIMIT: Duration = Duration::from_secs(1200);
 
+/// What people wrote into docs/kernels.md from here on stays there.
+const BY_HAND: &str = "\n<!-- by hand -->";
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Code names of Debian's releases whose kernels are tried.
@@ -68,7 +71,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         all.push(try_kernel(kernel, &binaries, args)?);
         if args.docs {
             // What was found on one kernel stands, whatever becomes of the next.
-            fs::write(root().join("docs/kernels.md"), report::markdown(&all))?;
+            let path = root().join("docs/kernels.md");
+            let old = fs::read_to_string(&path).unwrap_or_default();
+            let by_hand = old.find(BY_HAND).map_or("", |at| &old[at..]);
+            fs::write(path, format!("{}{by_hand}", report::markdown(&all)))?;
         }
     }
     println!("{}", report::markdown(&all));
