@@ -76,8 +76,8 @@ fn watch(rules: &LoadedRules, effort: Effort, report: &mut Report) -> Result<()>
         settle(&mut *source, Duration::ZERO)?;
         with.push(nanoseconds_a_call());
         drop(opened);
-        // It lingers a while.
-        settle(&mut *source, Duration::from_millis(600))?;
+        // It lingers for two seconds.
+        settle(&mut *source, Duration::from_millis(2_500))?;
     }
     let without = Measured { what: "a system call, watch detached", values: without, unit: "ns" };
     let with = Measured { what: "a system call, watch attached", values: with, unit: "ns" };
