@@ -52,7 +52,8 @@ struct HeldChain {
     chain: Arc<Chain>,
     /// Which of the rules have a counter; nothing if all have.
     counted: Option<Box<[bool]>>,
-    rules: usize,
+    /// How many have.
+    counters: usize,
 }
 
 impl InPlace {
@@ -278,16 +279,14 @@ impl Held {
 impl HeldChain {
     fn new(chain: &Arc<Chain>) -> Self {
         let counted: Box<[bool]> = chain.rules().iter().map(|rule| rule.counted).collect();
-        let rules = counted.len();
+        let counters = counted.iter().filter(|counted| **counted).count();
         let counted = counted.contains(&false).then_some(counted);
-        Self { chain: chain.clone(), counted, rules }
+        Self { chain: chain.clone(), counted, counters }
     }
 
     /// Takes the chain's counters from those that are left.
     fn reading(&self, counters: &mut &[Counter]) -> Reading {
-        let counted =
-            self.counted.as_ref().map_or(self.rules, |all| all.iter().filter(|rule| **rule).count());
-        let (own, rest) = counters.split_at_checked(counted).unwrap_or_default();
+        let (own, rest) = counters.split_at_checked(self.counters).unwrap_or_default();
         *counters = rest;
         let counters = match &self.counted {
             None => own.to_vec(),
