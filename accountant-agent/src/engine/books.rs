@@ -220,46 +220,26 @@ impl Books {
             self.post(id.source, drops);
         }
         let mut overlap = self.overlaps.remove(&place).unwrap_or_default();
+        for (id, postings) in held {
+            overlap.count(id, postings);
+        }
+        self.post(poster.source, overlap.post(poster));
         let heir = present.first().copied().filter(|_| !present.contains(&poster));
-        // What is not settled yet will be told later, though it was counted before.
-        let unsettled = present.iter().any(|id| self.tables.get(id).is_some_and(Book::is_behind));
-        let next = match heir {
-            Some(heir) if !unsettled => {
-                self.hand_over(&mut overlap, poster, heir, held);
-                heir
-            }
-            _ => {
-                for (id, postings) in held {
-                    overlap.count(id, postings);
-                }
-                self.post(poster.source, overlap.post(poster));
-                let successor = overlap.successor(poster).filter(|id| present.contains(id));
-                heir.or(successor).inspect(|&id| self.post(id.source, overlap.post(id))).unwrap_or(poster)
-            }
-        };
+        if let Some(heir) = heir {
+            overlap.inherit(heir);
+        }
+        let successor = overlap.successor(poster).filter(|id| present.contains(id));
+        let next = heir.or(successor).inspect(|&id| self.post(id.source, overlap.post(id))).unwrap_or(poster);
         self.posting.insert(place, next);
         self.say_if_several(place, next, &present);
-        if present.len() > 1 || unsettled {
-            self.overlaps.insert(place, overlap);
+        // What is not settled yet will be told later, though it was counted before.
+        let is_behind = |id: &TableId| self.tables.get(id).is_some_and(Book::is_behind);
+        let (unsettled, level): (Vec<TableId>, Vec<TableId>) = present.iter().partition(|id| is_behind(id));
+        for id in level {
+            overlap.level(id);
         }
-    }
-
-    /// Posts the tick in which the backend that posted went and another stays.
-    fn hand_over(
-        &mut self,
-        overlap: &mut Overlap,
-        went: TableId,
-        heir: TableId,
-        held: Vec<(TableId, Vec<Posting>)>,
-    ) {
-        let mut held: HashMap<TableId, Vec<Posting>> = held.into_iter().collect();
-        let [last, first] = [went, heir].map(|id| held.remove(&id).unwrap_or_default());
-        // What the one that went missed before this tick, or tells only now.
-        let earlier = overlap.post(heir);
-        let last = overlap::more_than(&overlap.behind(went), &last);
-        let more = overlap::more_than(&last, &first);
-        for (id, postings) in [(heir, earlier), (went, last), (heir, more)] {
-            self.post(id.source, postings);
+        if present.len() > 1 || !unsettled.is_empty() {
+            self.overlaps.insert(place, overlap);
         }
     }
 

@@ -7,6 +7,10 @@
 //! posts at a time, and another takes its place when it is ahead: it saw what this one did not. Where one charged a group of
 //! policies and the other its members, they make up for each other.
 //!
+//! When the one that posts goes, what the other counts from then on is new, also where it had counted less: packets that
+//! passed before it was there. How much less is taken when it has charged all that it read ([`Overlap::level`]); what it
+//! tells late is not new.
+//!
 //! Invariant: no packet is posted twice, and whoever takes over posts what its predecessor missed.
 
 use accountant_core::Counter;
@@ -28,6 +32,8 @@ pub(super) struct Overlap {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Counted {
     accounts: HashMap<Key, Counter>,
+    /// What was posted and it has not counted, nor will.
+    never: HashMap<Key, Counter>,
     packets: u64,
     /// For how many ticks it has been ahead of the one that posts.
     ahead: u32,
@@ -53,10 +59,18 @@ impl Overlap {
         postings
     }
 
-    /// What was posted that this backend has not counted.
-    pub(super) fn behind(&self, id: TableId) -> Vec<Posting> {
-        let none = HashMap::new();
-        missing(&self.posted, self.counted.get(&id).map_or(&none, |counted| &counted.accounts))
+    /// Notes that a backend has told of all that it read: what was posted beside that it will not count any more.
+    pub(super) fn level(&mut self, id: TableId) {
+        let counted = self.counted.entry(id).or_default();
+        counted.never = by_account(&missing(&self.posted, &counted.accounts));
+    }
+
+    /// Takes what only others counted for counted by this backend, as they are gone.
+    pub(super) fn inherit(&mut self, id: TableId) {
+        let counted = self.counted.entry(id).or_default();
+        for (key, amount) in counted.never.drain() {
+            *counted.accounts.entry(key).or_default() += amount;
+        }
     }
 
     /// Ends a tick in which this backend posted; says who should take its place.
@@ -71,7 +85,7 @@ impl Overlap {
 
     /// Follows an account to its new name.
     pub(super) fn rename(&mut self, old: &Key, new: &Key) {
-        let accounts = self.counted.values_mut().map(|counted| &mut counted.accounts);
+        let accounts = self.counted.values_mut().flat_map(|counted| [&mut counted.accounts, &mut counted.never]);
         for accounts in accounts.chain([&mut self.posted]) {
             if let Some(counter) = accounts.remove(old) {
                 *accounts.entry(new.clone()).or_default() += counter;
@@ -84,11 +98,6 @@ impl Overlap {
 pub(super) fn take_drops(postings: &mut Vec<Posting>) -> Vec<Posting> {
     let is_drop = |posting: &mut Posting| matches!(&posting.key, Key::Account(key) if key.what.is_drop());
     postings.extract_if(.., is_drop).collect()
-}
-
-/// What one backend counted in a tick beside what another did.
-pub(super) fn more_than(other: &[Posting], one: &[Posting]) -> Vec<Posting> {
-    missing(&by_account(one), &by_account(other))
 }
 
 fn by_account(postings: &[Posting]) -> HashMap<Key, Counter> {
@@ -195,6 +204,22 @@ mod tests {
             overlap.count(early, vec![posting(Cause::Reset, 6)]);
             assert_eq!(overlap.successor(old), None);
         }
+    }
+
+    #[test]
+    fn whoever_stays_posts_what_is_new_and_nothing_that_it_tells_late() {
+        let (old, new) = (id(Source::Nftables), id(Source::IptablesLegacy));
+        let [before, late] = [Cause::Reset, Cause::Rewrite];
+        let mut overlap = Overlap::default();
+        overlap.count(old, vec![posting(before, 5)]);
+        assert_eq!(overlap.post(old), [posting(before, 5)]);
+        overlap.level(new);
+        // Both count these, and the new one has yet to find out which policy it was.
+        overlap.count(old, vec![posting(late, 6)]);
+        assert_eq!(overlap.post(old), [posting(late, 6)]);
+        overlap.inherit(new);
+        overlap.count(new, vec![posting(late, 6), posting(before, 2)]);
+        assert_eq!(overlap.post(new), [posting(before, 2)]);
     }
 
     #[test]
