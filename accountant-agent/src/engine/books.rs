@@ -13,7 +13,8 @@ use accountant_core::{IpVersion, Table};
 use accountant_dataplane::source::How;
 use accountant_dataplane::{Poll, Wanted};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::time::Duration;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use super::book::Book;
 use super::denied::{LastFlows, Lost};
@@ -44,6 +45,8 @@ pub(super) struct Books {
     pub(super) posting: BTreeMap<Place, TableId>,
     /// Tables that several backends have.
     pub(super) overlaps: BTreeMap<Place, Overlap>,
+    /// When each source was last read.
+    read: BTreeMap<Source, Range<Instant>>,
     /// What Calico's eBPF dataplane counts itself, what was said of it since the last tick ended, and whether it is there.
     totals: Totals,
     totals_held: Vec<Posting>,
@@ -154,6 +157,29 @@ impl Books {
         self.wanted.extract_if(|(id, _)| id.source == source).collect()
     }
 
+    /// Notes when a source was read.
+    pub(super) fn note_read(&mut self, source: Source, when: Range<Instant>) {
+        self.read.insert(source, when);
+    }
+
+    /// Sources whose tables are not posted because another's are: they are to be read after those.
+    pub(super) fn followers(&self) -> BTreeSet<Source> {
+        let mut places: BTreeMap<Place, Vec<TableId>> = BTreeMap::new();
+        for (id, _) in self.tables.iter().filter(|(_, book)| book.has_endpoints()) {
+            places.entry(place(*id)).or_default().push(*id);
+        }
+        let shared = places.into_values().filter(|ids| ids.len() > 1).flatten();
+        let (posters, followers): (BTreeSet<_>, BTreeSet<_>) =
+            shared.partition(|id| self.posting.get(&place(*id)) == Some(id));
+        let of = |ids: BTreeSet<TableId>| ids.into_iter().map(|id| id.source).collect::<BTreeSet<_>>();
+        &of(followers) - &of(posters)
+    }
+
+    /// Whether a source was read when another had been.
+    fn is_read_after(&self, source: Source, other: Source) -> bool {
+        matches!((self.read.get(&source), self.read.get(&other)), (Some(one), Some(other)) if one.start >= other.end)
+    }
+
     /// Ends a tick: posts what was read.
     pub(super) fn end_tick(&mut self, now: Duration) {
         let mut held: BTreeMap<Place, Vec<(TableId, Vec<Posting>)>> = BTreeMap::new();
@@ -219,7 +245,10 @@ impl Books {
             let drops = overlap::take_drops(postings);
             self.post(id.source, drops);
         }
-        let mut overlap = self.overlaps.remove(&place).unwrap_or_default();
+        let known = self.overlaps.remove(&place);
+        let is_new = known.is_none();
+        let mut overlap = known.unwrap_or_default();
+        overlap.begin_tick();
         for (id, postings) in held {
             overlap.count(id, postings);
         }
@@ -235,8 +264,13 @@ impl Books {
         // What is not settled yet will be told later, though it was counted before.
         let is_behind = |id: &TableId| self.tables.get(id).is_some_and(Book::is_behind);
         let (unsettled, level): (Vec<TableId>, Vec<TableId>) = present.iter().partition(|id| is_behind(id));
-        for id in level {
-            overlap.level(id);
+        for &id in &level {
+            let in_order = self.is_read_after(id.source, next.source) || is_new && id.source == next.source;
+            if in_order && (is_new || level.contains(&next)) {
+                overlap.level(id);
+            } else if level.contains(&next) {
+                overlap.level_where_at_rest(id);
+            }
         }
         if present.len() > 1 || !unsettled.is_empty() {
             self.overlaps.insert(place, overlap);

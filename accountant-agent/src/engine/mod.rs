@@ -19,6 +19,7 @@ pub mod sources;
 pub mod status;
 #[cfg(test)]
 mod tests;
+mod tick;
 
 pub use handle::{Handle, Published};
 
@@ -37,11 +38,10 @@ use status::{DatastoreStatus, KernelStatus, SourceStatus, Status};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+use tick::Tick;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-/// How often a source is read within one tick at most.
-const READINGS: u32 = 3;
 /// How long a tick waits for a source.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(10) };
 /// Interval from which on a tick does not read twice: the next one comes soon enough.
@@ -58,18 +58,6 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// How long accounts that nothing posts to are shown.
     pub grace: Duration,
-}
-
-/// A tick that is under way.
-#[derive(Debug)]
-struct Tick {
-    /// Sources that were asked and have not answered.
-    pending: HashSet<Source>,
-    /// How often each was asked.
-    readings: BTreeMap<Source, u32>,
-    /// Whether somebody waits for exact numbers.
-    thorough: bool,
-    started: Instant,
 }
 
 /// The engine.
@@ -170,7 +158,7 @@ impl Engine {
         let mut interval = tokio::time::interval(self.settings.poll_interval);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let deadline = self.tick.as_ref().map(|tick| tick.started + PATIENCE);
+            let deadline = self.tick.as_ref().map(|tick| tick.asked + PATIENCE);
             tokio::select! {
                 Some(report) = self.reports.recv() => self.take(report),
                 request = self.requests.recv() => match request {
@@ -196,18 +184,22 @@ impl Engine {
             tick.thorough |= thorough;
             return;
         }
-        let mut tick =
-            Tick { pending: HashSet::new(), readings: BTreeMap::new(), thorough, started: Instant::now() };
-        for (&source, thread) in &self.threads {
-            tick.pending.insert(source);
-            tick.readings.insert(source, 1);
+        let mut tick = Tick::new(self.books.followers(), thorough);
+        let first = tick.ask(self.threads.keys().copied());
+        self.tick = Some(tick);
+        self.ask(&first);
+        self.go_on();
+    }
+
+    fn ask(&mut self, sources: &[Source]) {
+        for &source in sources {
             // A thread that is still at work answers for this tick, too.
-            if self.busy.insert(source) {
+            if let Some(thread) = self.threads.get(&source)
+                && self.busy.insert(source)
+            {
                 thread.read(self.books.take_wanted(source));
             }
         }
-        self.tick = Some(tick);
-        self.end_tick_if_done();
     }
 
     fn take(&mut self, report: Report) {
@@ -230,6 +222,7 @@ impl Engine {
                 self.books.note_absent(source, &mut poll);
             }
             let told = self.books.take(&mut poll);
+            self.books.note_read(source, report.began..report.ended);
             self.books.take_flows(&mut poll);
             told
         };
@@ -244,35 +237,31 @@ impl Engine {
             }
             return;
         }
-        if let Some(tick) = &mut self.tick {
-            let readings = tick.readings.entry(source).or_default();
-            if told.unsettled && tick.thorough && *readings < READINGS {
-                *readings += 1;
-                if let Some(thread) = self.threads.get(&source) {
-                    self.busy.insert(source);
-                    thread.read(self.books.take_wanted(source));
-                    return;
-                }
-            }
-            tick.pending.remove(&source);
-            self.end_tick_if_done();
-        } else {
+        let Some(tick) = &mut self.tick else {
             // Its tick went on without it. The next one can be far, and what is ready depends on this.
             self.end_tick(true);
+            return;
+        };
+        if told.unsettled && tick.asks_again(source) {
+            self.ask(&[source]);
+            return;
         }
+        tick.end(source);
+        self.go_on();
     }
 
     fn give_up_waiting(&mut self) {
-        if let Some(tick) = &mut self.tick {
-            for source in tick.pending.drain() {
-                tracing::warn!(source = source.as_str(), "source does not answer: going on without it");
-            }
+        for source in self.tick.as_mut().map(Tick::give_up).unwrap_or_default() {
+            tracing::warn!(source = source.as_str(), "source does not answer: going on without it");
         }
-        self.end_tick_if_done();
+        self.go_on();
     }
 
-    fn end_tick_if_done(&mut self) {
-        if self.tick.as_ref().is_some_and(|tick| tick.pending.is_empty()) {
+    /// Asks those that had to wait if it is their turn, and ends the tick if all have answered.
+    fn go_on(&mut self) {
+        let later = self.tick.as_mut().map(Tick::ask_later).unwrap_or_default();
+        self.ask(&later);
+        if self.tick.as_ref().is_some_and(Tick::is_done) {
             self.tick = None;
             self.end_tick(false);
         }

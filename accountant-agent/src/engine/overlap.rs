@@ -8,8 +8,8 @@
 //! policies and the other its members, they make up for each other.
 //!
 //! When the one that posts goes, what the other counts from then on is new, also where it had counted less: packets that
-//! passed before it was there. How much less is taken when it has charged all that it read ([`Overlap::level`]); what it
-//! tells late is not new.
+//! passed before it was there. How much less is taken when it has charged all that it read, and was read after the one
+//! that posts ([`Overlap::level`]) or nothing moved: what it tells late is not new, nor what passed between two readings.
 //!
 //! Invariant: no packet is posted twice, and whoever takes over posts what its predecessor missed.
 
@@ -27,6 +27,9 @@ const AHEAD: u32 = 3;
 pub(super) struct Overlap {
     counted: BTreeMap<TableId, Counted>,
     posted: HashMap<Key, Counter>,
+    /// Accounts that anybody counted for in this tick.
+    #[serde(skip)]
+    moved: HashSet<Key>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -40,11 +43,17 @@ struct Counted {
 }
 
 impl Overlap {
+    /// Begins a tick.
+    pub(super) fn begin_tick(&mut self) {
+        self.moved.clear();
+    }
+
     /// Takes what a backend counted.
     pub(super) fn count(&mut self, id: TableId, postings: Vec<Posting>) {
         let counted = self.counted.entry(id).or_default();
         for Posting { key, amount } in postings {
             counted.packets = counted.packets.saturating_add(amount.packets);
+            self.moved.insert(key.clone());
             *counted.accounts.entry(key).or_default() += amount;
         }
     }
@@ -59,10 +68,18 @@ impl Overlap {
         postings
     }
 
-    /// Notes that a backend has told of all that it read: what was posted beside that it will not count any more.
+    /// Notes that a backend has told of all that it read, and was read last: what was posted beside that it will not count.
     pub(super) fn level(&mut self, id: TableId) {
         let counted = self.counted.entry(id).or_default();
         counted.never = by_account(&missing(&self.posted, &counted.accounts));
+    }
+
+    /// The same of a backend that may have been read first: only of accounts that rest it is known what it lacks.
+    pub(super) fn level_where_at_rest(&mut self, id: TableId) {
+        let counted = self.counted.entry(id).or_default();
+        let lacking = by_account(&missing(&self.posted, &counted.accounts));
+        counted.never.retain(|key, _| self.moved.contains(key));
+        counted.never.extend(lacking.into_iter().filter(|(key, _)| !self.moved.contains(key)));
     }
 
     /// Takes what only others counted for counted by this backend, as they are gone.
@@ -85,7 +102,8 @@ impl Overlap {
 
     /// Follows an account to its new name.
     pub(super) fn rename(&mut self, old: &Key, new: &Key) {
-        let accounts = self.counted.values_mut().flat_map(|counted| [&mut counted.accounts, &mut counted.never]);
+        let accounts =
+            self.counted.values_mut().flat_map(|counted| [&mut counted.accounts, &mut counted.never]);
         for accounts in accounts.chain([&mut self.posted]) {
             if let Some(counter) = accounts.remove(old) {
                 *accounts.entry(new.clone()).or_default() += counter;
@@ -220,6 +238,23 @@ mod tests {
         overlap.inherit(new);
         overlap.count(new, vec![posting(late, 6), posting(before, 2)]);
         assert_eq!(overlap.post(new), [posting(before, 2)]);
+    }
+
+    #[test]
+    fn what_passes_between_two_readings_is_not_new() {
+        let (old, new) = (id(Source::Nftables), id(Source::IptablesLegacy));
+        let [at_rest, moves] = [Cause::Reset, Cause::Rewrite];
+        let mut overlap = Overlap::default();
+        overlap.count(old, vec![posting(at_rest, 5)]);
+        overlap.post(old);
+        overlap.begin_tick();
+        // The new one was read before these passed.
+        overlap.count(old, vec![posting(moves, 3)]);
+        overlap.post(old);
+        overlap.level_where_at_rest(new);
+        overlap.inherit(new);
+        overlap.count(new, vec![posting(moves, 3), posting(at_rest, 1)]);
+        assert_eq!(overlap.post(new), [posting(at_rest, 1)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc as channel;
 
 /// Makes a source, on the thread that will read it.
@@ -35,6 +35,9 @@ pub(super) struct Report {
     /// Whether it was told to read, or looked by itself.
     pub(super) asked: bool,
     pub(super) poll: Result<Poll, SourceError>,
+    /// When it began to look, and when it had.
+    pub(super) began: Instant,
+    pub(super) ended: Instant,
     /// Processor time that it cost, the kernel's included.
     pub(super) cpu: Duration,
 }
@@ -90,7 +93,7 @@ impl Loop {
     fn run(mut self) {
         loop {
             let (told, news) = self.wait();
-            let begun = cpu();
+            let begun = (Instant::now(), cpu());
             if news
                 && let Some(reader) = &mut self.reader
                 && let Some(poll) = reader.on_events().transpose()
@@ -103,7 +106,7 @@ impl Loop {
                 loop {
                     match self.told.try_recv() {
                         Ok(wanted) => {
-                            let begun = cpu();
+                            let begun = (Instant::now(), cpu());
                             let poll = self.read(&wanted);
                             if !self.report(true, poll, begun) {
                                 return;
@@ -140,9 +143,10 @@ impl Loop {
         }
     }
 
-    fn report(&self, asked: bool, poll: Result<Poll, SourceError>, begun: Duration) -> bool {
-        let cpu = cpu().saturating_sub(begun);
-        self.reports.blocking_send(Report { source: self.source, asked, poll, cpu }).is_ok()
+    fn report(&self, asked: bool, poll: Result<Poll, SourceError>, begun: (Instant, Duration)) -> bool {
+        let (began, cpu_before) = begun;
+        let (source, ended, cpu) = (self.source, Instant::now(), cpu().saturating_sub(cpu_before));
+        self.reports.blocking_send(Report { source, asked, poll, began, ended, cpu }).is_ok()
     }
 }
 
