@@ -285,6 +285,7 @@ fn last(layout: CounterLayout, row: &[u64]) -> Last {
     Last { decided: sum(&[CounterLayout::ACCEPTED, CounterLayout::DENIED]), dropped: sum(layout.drops()) }
 }
 
-fn processors() -> usize {
+/// How many processors the kernel keeps values for.
+pub(super) fn processors() -> usize {
     aya::util::nr_cpus().unwrap_or(1)
 }
