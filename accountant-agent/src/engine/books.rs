@@ -45,8 +45,8 @@ pub(super) struct Books {
     pub(super) posting: BTreeMap<Place, TableId>,
     /// Tables that several backends have.
     pub(super) overlaps: BTreeMap<Place, Overlap>,
-    /// When each source was last read.
-    read: BTreeMap<Source, Range<Instant>>,
+    /// When each table was last read.
+    read: BTreeMap<TableId, Range<Instant>>,
     /// What Calico's eBPF dataplane counts itself, what was said of it since the last tick ended, and whether it is there.
     totals: Totals,
     totals_held: Vec<Posting>,
@@ -157,9 +157,11 @@ impl Books {
         self.wanted.extract_if(|(id, _)| id.source == source).collect()
     }
 
-    /// Notes when a source was read.
-    pub(super) fn note_read(&mut self, source: Source, when: Range<Instant>) {
-        self.read.insert(source, when);
+    /// Notes when tables were read.
+    pub(super) fn note_read(&mut self, poll: &Poll, when: &Range<Instant>) {
+        let ids = poll.tables.iter().map(|table| table.id).chain(poll.verdicts.iter().map(|(id, _)| *id));
+        self.read.extend(ids.map(|id| (id, when.clone())));
+        self.read.retain(|id, _| !poll.gone.contains(id));
     }
 
     /// Sources whose tables are not posted because another's are: they are to be read after those.
@@ -175,9 +177,9 @@ impl Books {
         &of(followers) - &of(posters)
     }
 
-    /// Whether a source was read when another had been.
-    fn is_read_after(&self, source: Source, other: Source) -> bool {
-        matches!((self.read.get(&source), self.read.get(&other)), (Some(one), Some(other)) if one.start >= other.end)
+    /// Whether a table was read when another had been.
+    fn is_read_after(&self, id: TableId, other: TableId) -> bool {
+        matches!((self.read.get(&id), self.read.get(&other)), (Some(one), Some(other)) if one.start >= other.end)
     }
 
     /// Ends a tick: posts what was read.
@@ -265,7 +267,7 @@ impl Books {
         let is_behind = |id: &TableId| self.tables.get(id).is_some_and(Book::is_behind);
         let (unsettled, level): (Vec<TableId>, Vec<TableId>) = present.iter().partition(|id| is_behind(id));
         for &id in &level {
-            let in_order = self.is_read_after(id.source, next.source) || is_new && id.source == next.source;
+            let in_order = self.is_read_after(id, next) || is_new && id.source == next.source;
             if in_order && (is_new || level.contains(&next)) {
                 overlap.level(id);
             } else if level.contains(&next) {

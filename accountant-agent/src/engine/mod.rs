@@ -222,7 +222,7 @@ impl Engine {
                 self.books.note_absent(source, &mut poll);
             }
             let told = self.books.take(&mut poll);
-            self.books.note_read(source, report.began..report.ended);
+            self.books.note_read(&poll, &(report.began..report.ended));
             self.books.take_flows(&mut poll);
             told
         };

@@ -13,7 +13,7 @@ use accountant_core::{Counter, Direction, IpVersion, Table};
 use accountant_dataplane::kernel::Programs;
 use accountant_dataplane::source::{How, TablePoll};
 use accountant_dataplane::{Poll, RuleSource, SourceError, Wanted};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -76,8 +76,13 @@ fn totals(packets: u64) -> Poll {
     }
 }
 
-/// A poll of a table with a chain of an endpoint.
+/// A poll of a table of nftables with a chain of an endpoint.
 fn rules(table: Table, chain: &str) -> Poll {
+    rules_of(Source::Nftables, table, chain)
+}
+
+/// A poll of a table with a chain of an endpoint.
+fn rules_of(source: Source, table: Table, chain: &str) -> Poll {
     let rule = Rule {
         hash: Some("0123456789abcdef".into()),
         comments: vec![],
@@ -88,7 +93,7 @@ fn rules(table: Table, chain: &str) -> Poll {
     };
     let chain = Arc::new(Chain::new(chain.into(), vec![rule]));
     let chains = vec![Reading { chain, counters: vec![Counter::default()] }];
-    let id = TableId { source: Source::Nftables, native: false, ip_version: IpVersion::V4, table };
+    let id = TableId { source, native: false, ip_version: IpVersion::V4, table };
     let table = TablePoll { id, snapshot: Ok(Snapshot { chains, ..Snapshot::default() }) };
     Poll { tables: vec![table], ..Poll::default() }
 }
@@ -106,4 +111,21 @@ fn totals_are_posted_unless_rules_of_the_filter_table_count_for_endpoints() {
         let sum: u64 = books.exactness(Source::CalicoBpf).values().sum();
         assert_eq!(sum, posted, "{table:?}");
     }
+}
+
+/// What the one that is not posted lacks can be told only if it was read last.
+#[test]
+fn whoever_is_not_posted_is_read_last() {
+    let (old, new) = (Source::Nftables, Source::IptablesLegacy);
+    let mut books = Books::new(Duration::from_secs(3600));
+    books.take(&mut rules_of(old, Table::Filter, "cali-tw-cali1"));
+    books.end_tick(Duration::ZERO);
+    assert_eq!(books.followers(), BTreeSet::new(), "alone");
+    books.take(&mut rules_of(new, Table::Raw, "cali-th-eth0"));
+    books.end_tick(Duration::from_secs(1));
+    assert_eq!(books.followers(), BTreeSet::new(), "of different tables");
+    books.take(&mut rules_of(new, Table::Filter, "cali-tw-cali1"));
+    assert_eq!(books.followers(), BTreeSet::from([new]), "as soon as it is known");
+    books.end_tick(Duration::from_secs(2));
+    assert_eq!(books.followers(), BTreeSet::from([new]));
 }
