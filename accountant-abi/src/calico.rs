@@ -151,28 +151,6 @@ pub struct Hook {
 
 const _: () = assert!(size_of::<Hook>() == 32);
 
-/// A hook in the array of those that are found without a hash: two that share a seat are rare, and the later one stands in
-/// the map of the others.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seated {
-    /// Whose seat it is; an interface of index 0 is none.
-    pub key: HookKey,
-    /// What is known of it.
-    pub hook: Hook,
-}
-
-const _: () = assert!(size_of::<Seated>() == 40);
-
-/// How many seats there are: a power of two.
-pub const SEATS: u32 = 4096;
-
-/// The seat of a hook.
-#[inline(always)]
-pub const fn seat(key: HookKey) -> u32 {
-    (key.interface << 1 | key.hook & 1) & (SEATS - 1)
-}
-
 /// What Calico's counters of an interface and hook last were on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -214,6 +192,4 @@ mod user {
     unsafe impl aya::Pod for super::HookKey {}
     // SAFETY: the same.
     unsafe impl aya::Pod for super::Hook {}
-    // SAFETY: the same.
-    unsafe impl aya::Pod for super::Seated {}
 }

@@ -285,7 +285,6 @@ fn last(layout: CounterLayout, row: &[u64]) -> Last {
     Last { decided: sum(&[CounterLayout::ACCEPTED, CounterLayout::DENIED]), dropped: sum(layout.drops()) }
 }
 
-/// How many processors the kernel keeps values for.
-pub(super) fn processors() -> usize {
+fn processors() -> usize {
     aya::util::nr_cpus().unwrap_or(1)
 }

@@ -1,12 +1,11 @@
 //! Our programs beside Calico's (`accountant-ebpf/src/calico`), loaded, and what they have counted.
 
 use super::kernel;
-use super::links::processors;
 use super::pins::{Pinned, Pins};
 use crate::in_place::reason::{Host, NEEDED};
 use crate::in_place::{CannotHere, chain};
 use accountant_abi::Traffic;
-use accountant_abi::calico::{Hook, HookKey, Last, MAX_HITS, PathKey, Seated, VerdictKey, notes, seat};
+use accountant_abi::calico::{Hook, HookKey, Last, MAX_HITS, PathKey, VerdictKey, notes};
 use accountant_core::Counter;
 use accountant_core::calico::bpf::layout::padded_name;
 use accountant_core::calico::bpf::{CounterLayout, Path, RuleId};
@@ -107,29 +106,17 @@ impl Programs {
         let words: Vec<_> =
             padded.chunks_exact(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]])).collect();
         let name = <[u32; 4]>::try_from(words).unwrap_or_default();
-        let hooks = last.iter().map(|&last| Hook { name, last });
-        let mut seats: PerCpuArray<_, Seated> = self.map_mut("SEATED")?.try_into()?;
-        if seated(&seats, key)?.is_none_or(|taken| taken == key) {
-            let values: Vec<_> = hooks.map(|hook| Seated { key, hook }).collect();
-            return seats.set(seat(key), PerCpuValues::try_from(values)?, 0);
-        }
-        let values: Vec<_> = hooks.collect();
+        let values: Vec<_> = last.iter().map(|&last| Hook { name, last }).collect();
         let mut hooks: PerCpuHashMap<_, HookKey, Hook> = self.map_mut("HOOKS")?.try_into()?;
         hooks.insert(key, PerCpuValues::try_from(values)?, 0)
     }
 
     /// Forgets an interface that is gone, and what was counted there.
     pub(super) fn forget(&mut self, interface: u32) -> Result<(), MapError> {
-        let keys = [0, 1].map(|hook| HookKey { interface, hook });
-        let mut seats: PerCpuArray<_, Seated> = self.map_mut("SEATED")?.try_into()?;
-        for key in keys {
-            if seated(&seats, key)? == Some(key) {
-                let nobody = vec![Seated::default(); processors()];
-                seats.set(seat(key), PerCpuValues::try_from(nobody)?, 0)?;
-            }
-        }
         let mut hooks: PerCpuHashMap<_, HookKey, Hook> = self.map_mut("HOOKS")?.try_into()?;
-        keys.iter().try_for_each(|key| absent_is_fine(hooks.remove(key)))?;
+        for hook in [0, 1] {
+            absent_is_fine(hooks.remove(&HookKey { interface, hook }))?;
+        }
         let mut verdicts: PerCpuHashMap<_, VerdictKey, Traffic> = self.map_mut("VERDICTS")?.try_into()?;
         let keys: Vec<_> = verdicts.keys().flatten().filter(|key| key.interface == interface).collect();
         keys.iter().try_for_each(|key| absent_is_fine(verdicts.remove(key)))
@@ -192,12 +179,6 @@ impl Programs {
     fn map_mut(&mut self, name: &str) -> Result<&mut Map, MapError> {
         self.ebpf.map_mut(name).ok_or_else(|| MapError::InvalidName { name: name.into() })
     }
-}
-
-/// Whose the seat of a hook is.
-fn seated(seats: &PerCpuArray<&mut MapData, Seated>, key: HookKey) -> Result<Option<HookKey>, MapError> {
-    let values = seats.get(&seat(key), 0)?;
-    Ok(values.first().map(|seated| seated.key).filter(|key| key.interface != 0))
 }
 
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {

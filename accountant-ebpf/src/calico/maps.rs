@@ -5,9 +5,7 @@
 //! beforehand, so there is a door for each size; the agent opens one, and the verifier sees from [`LAYOUT`] which.
 
 use accountant_abi::Traffic;
-use accountant_abi::calico::{
-    Hook, HookKey, Layout, MAX_HITS, PathKey, SEATS, Seated, Slot, VerdictKey, notes, seat,
-};
+use accountant_abi::calico::{Hook, HookKey, Layout, MAX_HITS, PathKey, Slot, VerdictKey, notes};
 use aya_ebpf::btf_maps::{ArrayOfMaps, HashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::macros::btf_map;
 
@@ -22,10 +20,7 @@ pub static VERDICTS: PerCpuHashMap<VerdictKey, Traffic, 16384> = PerCpuHashMap::
 pub static PATHS: HashMap<PathKey, [u64; MAX_HITS], 4096> = HashMap::new();
 /// The interfaces and hooks that the agent has told, before it attaches a program there.
 #[btf_map]
-static SEATED: PerCpuArray<Seated, { SEATS as usize }> = PerCpuArray::new();
-/// Those whose seat is taken.
-#[btf_map]
-static HOOKS: PerCpuHashMap<HookKey, Hook, 4096> = PerCpuHashMap::new();
+pub static HOOKS: PerCpuHashMap<HookKey, Hook, 4096> = PerCpuHashMap::new();
 /// Our own counters.
 #[btf_map]
 static NOTES: PerCpuArray<u64, { notes::COUNT as usize }> = PerCpuArray::new();
@@ -104,20 +99,6 @@ pub fn slot() -> Option<&'static mut Slot> {
     // SAFETY: this CPU's value of the map, which is a Slot and is not moved; our programs do not interrupt each other on a
     // CPU, and none holds it longer than it runs.
     SLOT.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
-}
-
-/// What this CPU knows of an interface and hook.
-#[inline(always)]
-pub fn hook(key: &HookKey) -> Option<&'static mut Hook> {
-    if let Some(seated) = SEATED.get_ptr_mut(seat(*key)) {
-        // SAFETY: this CPU's value of the map, which no other of our programs looks at meanwhile.
-        let seated = unsafe { &mut *seated };
-        if seated.key == *key {
-            return Some(&mut seated.hook);
-        }
-    }
-    // SAFETY: as above.
-    HOOKS.get_ptr_mut(key).map(|hook| unsafe { &mut *hook })
 }
 
 /// Counts one of `notes`.

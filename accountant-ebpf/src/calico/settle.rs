@@ -1,6 +1,6 @@
 //! Reading the verdict of the packet in the slot, and counting it.
 
-use crate::maps::{PATHS, VERDICTS, at, counters, hook, layout, note, state};
+use crate::maps::{HOOKS, PATHS, VERDICTS, at, counters, layout, note, state};
 use accountant_abi::Traffic;
 use accountant_abi::calico::{
     ALLOWED, ALLOWED_THEN_DROPPED, DENIED, DROPPED_WITHOUT_POLICY, Hook, HookKey, Last, MAX_HITS,
@@ -36,7 +36,8 @@ pub fn settle(slot: &mut Slot, place: Place) -> bool {
         return false;
     }
     let key = HookKey { interface: slot.interface, hook: slot.hook as u32 };
-    let mut hook = hook(&key);
+    // SAFETY: this CPU's value of the map, which no other of our programs looks at meanwhile.
+    let mut hook = HOOKS.get_ptr_mut(&key).map(|hook| unsafe { &mut *hook });
     if !moved(&key, hook.as_deref_mut().map(|hook| &mut hook.last), asked) {
         note(match place {
             Place::Behind => notes::MISPLACED,

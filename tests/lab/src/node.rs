@@ -39,8 +39,6 @@ const OUTSIDE_MAC: &str = "0a:c0:00:02:00:01";
 /// The node's links are numbered from here on, so that none has its peer's number in the other namespace: the kernel
 /// would take it for a link without peer, and tell its state to IPv6 up to a second late.
 const FIRST_INDEX: u16 = 100;
-/// Between the indexes of one pod's interface and the next one's: so that they are told apart by more than their last bits.
-const FAR_APART: u16 = 2048;
 
 /// What every namespace of the lab is set to before it gets links.
 const QUIET: [(&str, &str); 12] = [
@@ -184,7 +182,7 @@ impl Node {
         let netns = Namespace::new(&endpoint.pod)?;
         netns.sysctl(&[&QUIET[..], &SILENT].concat())?;
         self.wired += 1;
-        let index = FIRST_INDEX + self.wired.div_ceil(2) + (self.wired + 1) % 2 * FAR_APART;
+        let index = FIRST_INDEX + self.wired;
         let [high, low] = self.wired.to_be_bytes();
         let (mac, interface) = (format!("0a:65:00:00:{high:02x}:{low:02x}"), &endpoint.interface);
 
