@@ -267,11 +267,9 @@ impl Books {
         let is_behind = |id: &TableId| self.tables.get(id).is_some_and(Book::is_behind);
         let (unsettled, level): (Vec<TableId>, Vec<TableId>) = present.iter().partition(|id| is_behind(id));
         for &id in &level {
-            let in_order = self.is_read_after(id, next) || is_new && id.source == next.source;
-            if in_order && (is_new || level.contains(&next)) {
-                overlap.level(id);
-            } else if level.contains(&next) {
-                overlap.level_where_at_rest(id);
+            let read_last = self.is_read_after(id, next) || is_new && id.source == next.source;
+            if level.contains(&next) || is_new && read_last {
+                overlap.level(id, read_last);
             }
         }
         if present.len() > 1 || !unsettled.is_empty() {

@@ -68,18 +68,14 @@ impl Overlap {
         postings
     }
 
-    /// Notes that a backend has told of all that it read, and was read last: what was posted beside that it will not count.
-    pub(super) fn level(&mut self, id: TableId) {
-        let counted = self.counted.entry(id).or_default();
-        counted.never = by_account(&missing(&self.posted, &counted.accounts));
-    }
-
-    /// The same of a backend that may have been read first: only of accounts that rest it is known what it lacks.
-    pub(super) fn level_where_at_rest(&mut self, id: TableId) {
+    /// Notes that a backend has told of all that it read: what was posted beside that it will not count. If it was not read last,
+    /// that is known only of accounts that rest.
+    pub(super) fn level(&mut self, id: TableId, read_last: bool) {
         let counted = self.counted.entry(id).or_default();
         let lacking = by_account(&missing(&self.posted, &counted.accounts));
-        counted.never.retain(|key, _| self.moved.contains(key));
-        counted.never.extend(lacking.into_iter().filter(|(key, _)| !self.moved.contains(key)));
+        let is_known = |key: &Key| read_last || !self.moved.contains(key);
+        counted.never.retain(|key, _| !is_known(key));
+        counted.never.extend(lacking.into_iter().filter(|(key, _)| is_known(key)));
     }
 
     /// Takes what only others counted for counted by this backend, as they are gone.
@@ -231,7 +227,7 @@ mod tests {
         let mut overlap = Overlap::default();
         overlap.count(old, vec![posting(before, 5)]);
         assert_eq!(overlap.post(old), [posting(before, 5)]);
-        overlap.level(new);
+        overlap.level(new, true);
         // Both count these, and the new one has yet to find out which policy it was.
         overlap.count(old, vec![posting(late, 6)]);
         assert_eq!(overlap.post(old), [posting(late, 6)]);
@@ -251,7 +247,7 @@ mod tests {
         // The new one was read before these passed.
         overlap.count(old, vec![posting(moves, 3)]);
         overlap.post(old);
-        overlap.level_where_at_rest(new);
+        overlap.level(new, false);
         overlap.inherit(new);
         overlap.count(new, vec![posting(moves, 3), posting(at_rest, 1)]);
         assert_eq!(overlap.post(new), [posting(at_rest, 1)]);

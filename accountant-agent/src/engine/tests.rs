@@ -76,13 +76,8 @@ fn totals(packets: u64) -> Poll {
     }
 }
 
-/// A poll of a table of nftables with a chain of an endpoint.
-fn rules(table: Table, chain: &str) -> Poll {
-    rules_of(Source::Nftables, table, chain)
-}
-
 /// A poll of a table with a chain of an endpoint.
-fn rules_of(source: Source, table: Table, chain: &str) -> Poll {
+fn rules(source: Source, table: Table, chain: &str) -> Poll {
     let rule = Rule {
         hash: Some("0123456789abcdef".into()),
         comments: vec![],
@@ -104,7 +99,7 @@ fn totals_are_posted_unless_rules_of_the_filter_table_count_for_endpoints() {
     for (table, chain, posted) in [(Table::Raw, "cali-th-eth0", 5), (Table::Filter, "cali-tw-cali1", 0)] {
         let mut books = Books::new(Duration::from_secs(3600));
         for (tick, packets) in [0, 5].into_iter().enumerate() {
-            books.take(&mut rules(table, chain));
+            books.take(&mut rules(Source::Nftables, table, chain));
             books.take(&mut totals(packets));
             books.end_tick(Duration::from_secs(tick as u64));
         }
@@ -118,13 +113,13 @@ fn totals_are_posted_unless_rules_of_the_filter_table_count_for_endpoints() {
 fn whoever_is_not_posted_is_read_last() {
     let (old, new) = (Source::Nftables, Source::IptablesLegacy);
     let mut books = Books::new(Duration::from_secs(3600));
-    books.take(&mut rules_of(old, Table::Filter, "cali-tw-cali1"));
+    books.take(&mut rules(old, Table::Filter, "cali-tw-cali1"));
     books.end_tick(Duration::ZERO);
     assert_eq!(books.followers(), BTreeSet::new(), "alone");
-    books.take(&mut rules_of(new, Table::Raw, "cali-th-eth0"));
+    books.take(&mut rules(new, Table::Raw, "cali-th-eth0"));
     books.end_tick(Duration::from_secs(1));
     assert_eq!(books.followers(), BTreeSet::new(), "of different tables");
-    books.take(&mut rules_of(new, Table::Filter, "cali-tw-cali1"));
+    books.take(&mut rules(new, Table::Filter, "cali-tw-cali1"));
     assert_eq!(books.followers(), BTreeSet::from([new]), "as soon as it is known");
     books.end_tick(Duration::from_secs(2));
     assert_eq!(books.followers(), BTreeSet::from([new]));
