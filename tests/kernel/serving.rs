@@ -231,3 +231,15 @@ fn show_asks_where_the_agent_listens() {
         assert!(text.contains("\"asked\": true"), "{text}{}", String::from_utf8_lossy(&output.stderr));
     }
 }
+
+/// Names can be known before the first reading is: the agent is ready then, though nobody asks and its books were just written.
+#[test]
+fn an_agent_becomes_ready_by_itself() {
+    let scenario = demo();
+    let lab = Lab::new(&scenario);
+    lab.node.felix(dialect(Backend::Nft)).apply(&scenario.model).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let state = state.path().display().to_string();
+    // Waits until it is ready.
+    drop(lab.agent(&["--state-dir", &state, "--poll-interval", "1h"]));
+}

@@ -273,7 +273,7 @@ impl Engine {
         self.books.end_tick(self.age());
         self.tell_sources();
         self.following.end_if_alone();
-        if wanted || !self.waiting.is_empty() || self.keeper.is_due() {
+        if wanted || !self.waiting.is_empty() || self.keeper.is_due() || self.has_news_of_sources() {
             self.publish_now(Some(Instant::now()));
         }
         for waiter in self.waiting.drain(..) {
@@ -290,6 +290,13 @@ impl Engine {
             accountant_dataplane::give_back_memory();
             self.gave_back = Instant::now();
         }
+    }
+
+    /// Whether a source is in another state than is published: nobody asks the agent to become ready.
+    fn has_news_of_sources(&self) -> bool {
+        let published = self.publish.borrow();
+        let state = |published: &SourceStatus| self.sources.get(&published.source).map(|now| now.state);
+        published.status.sources.iter().any(|was| state(was) != Some(was.state))
     }
 
     /// Notes what was found in each source.
