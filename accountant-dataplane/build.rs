@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs, one binary for each family of hooks.
-const BINARIES: [&str; 7] = ["calico", "endpoint", "freed", "in_place", "rewrites", "stand_in", "verdict"];
+const BINARIES: [&str; 7] = ["calico", "freed", "in_place", "interface", "rewrites", "stand_in", "verdict"];
 
 fn main() {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap());

@@ -8,6 +8,7 @@
 pub mod calico;
 pub mod freed;
 pub mod in_place;
+pub mod interface;
 pub mod rewrites;
 pub mod stand_in;
 pub mod verdict;
@@ -16,9 +17,7 @@ pub mod verdict;
 /// kernel, or zero, which the verifier lets stand where it is never reached.
 pub const CAST: u32 = 0x0acc_0001;
 
-/// Packets and bytes of one direction on one CPU.
-///
-/// Bytes are `skb->len` as a classifier sees it: the frame with its Ethernet header.
+/// Packets and bytes, host byte order. Each user says of which length the bytes are.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -29,13 +28,6 @@ pub struct Traffic {
 }
 
 const _: () = assert!(size_of::<Traffic>() == 16 && core::mem::offset_of!(Traffic, bytes) == 8);
-
-/// Index of what the host sends to the endpoint, in the map of an interface's traffic.
-pub const TO_ENDPOINT: u32 = 0;
-/// Index of what the endpoint sends.
-pub const FROM_ENDPOINT: u32 = 1;
-/// Number of entries of that map.
-pub const DIRECTIONS: u32 = 2;
 
 // SAFETY: two integers without padding; every bit pattern is a value.
 #[cfg(feature = "user")]

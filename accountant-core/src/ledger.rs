@@ -55,6 +55,9 @@ pub enum What {
     /// Seen by the programs in the kernel, whatever the chain counted: whether it was part of, or related to, an answered
     /// connection, and what became of it.
     Seen { established: bool, fate: Fate },
+    /// Counted at the endpoint's interface, whatever the chain counted: sent out of it by the host, after all rules, or come in
+    /// by it, before any.
+    AtInterface { sent: bool },
 }
 
 impl What {
@@ -66,7 +69,7 @@ impl What {
             }
             Self::NoPolicy { .. } | Self::NoProfile => true,
             Self::Verdict(verdict) => !matches!(verdict, Verdict::Established | Verdict::ForwardDefault),
-            Self::Failsafe => false,
+            Self::Failsafe | Self::AtInterface { .. } => false,
             Self::Seen { fate, .. } => *fate != Fate::Accepted,
         }
     }

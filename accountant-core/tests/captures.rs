@@ -66,7 +66,7 @@ fn line(key: &Key, packets: u64) -> Option<(String, String)> {
         }
         What::Profile { profile: ProfileRef::Chain(chain), .. } => format!("profile {chain}"),
         What::NoProfile => "default_deny no_profile".into(),
-        What::Verdict(_) | What::Failsafe | What::Seen { .. } => return None,
+        What::Verdict(_) | What::Failsafe | What::Seen { .. } | What::AtInterface { .. } => return None,
     };
     let interface = key.endpoint.interface.to_string();
     Some((interface, format!("{} {} {what}: {packets}", key.direction, key.ip_version)))

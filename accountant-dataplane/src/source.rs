@@ -1,7 +1,7 @@
 //! What all sources of rule counters have in common.
 
 use crate::in_place::CannotHere;
-use crate::kernel::Flows;
+use crate::kernel::{Flows, InterfaceCounts};
 use accountant_core::ChainName;
 use accountant_core::calico::bpf::{Own, Reading};
 use accountant_core::snapshot::{Snapshot, Source, TableId};
@@ -58,6 +58,8 @@ pub struct Poll {
     pub writers: Vec<(String, u64)>,
     /// Flows, if there are programs in the kernel that see them.
     pub flows: Flows,
+    /// What was counted at endpoints' interfaces, where that is done.
+    pub interfaces: Option<InterfaceCounts>,
 }
 
 /// How counters are read.

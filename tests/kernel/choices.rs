@@ -70,7 +70,13 @@ fn rules(backend: Backend) {
     let all_can = hooks.iter().all(|hook| hook["reason"].is_null());
     assert_eq!(programs["attached"].as_bool().unwrap(), all_can, "{programs:#}");
     let agent = lab.agent(&["--xtables-lock-file", &lock, "--max-age", "0s"]);
-    said_is_done(&said, &doing(&agent));
+    let done = doing(&agent);
+    said_is_done(&said, &done);
+    let interfaces = &programs["interfaces"];
+    let counted = done.sum("calico_accountant_kernel_interfaces_counted", &[]);
+    let said = if interfaces.is_object() && interfaces["reason"].is_null() { 3.0 } else { 0.0 };
+    assert_eq!(counted, said, "{interfaces}");
+    assert!(all_can != interfaces.is_object(), "{programs:#}");
     if all_can {
         while_it_runs(&lab, &arguments);
     }

@@ -65,9 +65,10 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
         Err(error) => ("none", String::new(), Vec::new(), Some(error.to_string())),
     };
     let hooks = match args.agent.sources.programs.mode {
-        KernelPrograms::Off => Vec::new(),
-        _ => accountant_dataplane::kernel::probe(),
+        KernelPrograms::Off | KernelPrograms::Interfaces => Vec::new(),
+        KernelPrograms::Auto | KernelPrograms::On => accountant_dataplane::kernel::probe(),
     };
+    let interfaces = interfaces(args.agent.sources.programs.mode, &hooks);
     let taken = hooks.iter().any(|(_, result)| *result == Err(CannotHere::AnotherAgent));
     let hooks: Vec<_> = hooks
         .into_iter()
@@ -104,6 +105,7 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
             "reason": if taken { "a running agent has attached them".into() } else { status.kernel.describe() },
             "taken": taken,
             "hooks": hooks,
+            "interfaces": interfaces,
             "kept": kept(args),
         },
         "state": state(&args.agent.serving),
@@ -114,6 +116,17 @@ fn findings(args: &CheckArgs, names: Result<Names, ConfigError>, status: &Status
             "objects": datastore.objects,
         },
     })
+}
+
+/// Whether traffic can be counted at interfaces, where that is what remains, or what is wanted.
+fn interfaces(mode: KernelPrograms, hooks: &[(String, Result<(), CannotHere>)]) -> Value {
+    let cannot = |reason: &CannotHere| *reason != CannotHere::AnotherAgent;
+    let remains = hooks.iter().any(|(_, result)| result.as_ref().is_err_and(cannot));
+    if mode == KernelPrograms::Off || !remains && mode != KernelPrograms::Interfaces {
+        return Value::Null;
+    }
+    let reason = accountant_dataplane::kernel::probe_interfaces().err().map(|reason| reason.to_string());
+    json!({"reason": reason})
 }
 
 /// Whether what programs count outlives the agent.
@@ -203,6 +216,13 @@ fn describe(findings: &Value) -> String {
             None => "can attach".into(),
         };
         lines.push(format!("  {}: {can}", text(&hook["hook"])));
+    }
+    let interfaces = &findings["kernel_programs"]["interfaces"];
+    if interfaces.is_object() {
+        lines.push(match interfaces["reason"].as_str() {
+            None => "  instead, traffic is counted at endpoints' interfaces".into(),
+            Some(reason) => format!("  traffic CANNOT be counted at endpoints' interfaces: {reason}"),
+        });
     }
     let kept = &findings["kernel_programs"]["kept"];
     if kept.is_object() {

@@ -52,7 +52,8 @@ async fn first_look(handle: &Handle) -> Arc<Published> {
 
 /// The registry of sources, for whoever looks once: what it brings into the kernel goes when it does.
 pub fn sources(args: &SourceArgs) -> Sources {
-    sources_with(args, Programs::new(args.programs.mode != KernelPrograms::Off))
+    let is_wanted = matches!(args.programs.mode, KernelPrograms::Auto | KernelPrograms::On);
+    sources_with(args, Programs::new(is_wanted))
 }
 
 /// The same, for an agent: programs in the kernel outlive it.
@@ -62,7 +63,11 @@ fn sources_that_stay(args: &SourceArgs) -> Sources {
     }
     let pins = args.programs.pins.folder().map(Into::into);
     let accepted_flows = args.programs.accepted_flows;
-    sources_with(args, Programs::with(kernel::Settings { pins, accepted_flows }))
+    let interfaces = match args.programs.mode {
+        KernelPrograms::Interfaces => kernel::Interfaces::Only,
+        _ => kernel::Interfaces::Instead,
+    };
+    sources_with(args, Programs::with(kernel::Settings { pins, accepted_flows, interfaces }))
 }
 
 fn sources_with(args: &SourceArgs, programs: Arc<Programs>) -> Sources {

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 /// Programs in the kernel.
 #[derive(Clone, Debug, Args)]
 pub struct ProgramArgs {
-    /// Let programs in the kernel see which policy decides on each packet: if that is possible here (auto), in any case
-    /// (on: where it is not, the agent is not ready), or not: then those that an agent left are detached.
+    /// Let programs in the kernel see which policy decides on each packet: if that is possible here (auto: where it is not, programs
+    /// at the endpoints' interfaces count how much each endpoint sends and is sent), in any case (on: where it is not, the agent is
+    /// not ready), or not (interfaces: only those at the interfaces, which cost the least; off: none, and those that an agent left
+    /// are detached).
     #[arg(long = "kernel-programs", env = "ACCOUNTANT_KERNEL_PROGRAMS", value_name = "MODE", value_enum, default_value_t = KernelPrograms::Auto)]
     pub mode: KernelPrograms,
     /// Have the kernel keep statistics of programs, of all that there are on the node, while the agent runs: how often they
@@ -52,6 +54,8 @@ pub enum KernelPrograms {
     Auto,
     /// In any case.
     On,
+    /// Only those that count traffic at interfaces.
+    Interfaces,
     /// Never.
     Off,
 }

@@ -25,6 +25,13 @@ impl Books {
         self.events_lost.note(events_lost);
     }
 
+    /// Takes what was counted at interfaces up to this reading.
+    pub(super) fn take_interfaces(&mut self, poll: &mut Poll) {
+        if let Some(counts) = poll.interfaces.take() {
+            self.seen.at_interfaces.take(counts, &mut self.ledger);
+        }
+    }
+
     /// Flows with the labels of what dropped them: of their endpoint alone where no policy is known to have.
     pub(super) fn name_all(&self, flows: Vec<SeenFlow>) -> Vec<Entry> {
         let begun = denied::begun();

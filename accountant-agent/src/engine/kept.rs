@@ -2,7 +2,7 @@
 //! what rules that are gone had counted, and traffic need not rest for it.
 //!
 //! ```text
-//! "calico packet accountant: books 2\n"   the form of what follows
+//! "calico packet accountant: books 3\n"   the form of what follows
 //! 32 bytes                                SHA-256 of the rest
 //! postcard: Whose, Keeping                 which boot and network namespace it is of; the books
 //! ```
@@ -30,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime};
 use thiserror::Error;
 
 /// The first line: raise the number when anything that is kept changes its form.
-const FORM: &[u8] = b"calico packet accountant: books 2\n";
+const FORM: &[u8] = b"calico packet accountant: books 3\n";
 /// How long one that waits sleeps.
 const AGAIN: Duration = Duration::from_millis(50);
 /// What is not renamed by then never will be.
@@ -329,7 +329,7 @@ mod tests {
     /// books here.
     #[test]
     fn books_of_this_form_can_be_read() {
-        let text = include_bytes!("../../../tests/fixtures/kept/books-2");
+        let text = include_bytes!("../../../tests/fixtures/kept/books-3");
         let (whose, kept) = decode(text).unwrap();
         let mut books = Books::new(Duration::ZERO);
         let age = kept.age;

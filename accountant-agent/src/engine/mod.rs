@@ -6,6 +6,7 @@
 
 mod addresses;
 pub mod aside;
+mod at_interfaces;
 mod book;
 mod books;
 pub mod denied;
@@ -224,6 +225,7 @@ impl Engine {
             let told = self.books.take(&mut poll);
             self.books.note_read(&poll, &(report.began..report.ended));
             self.books.take_flows(&mut poll);
+            self.books.take_interfaces(&mut poll);
             told
         };
         let told = report.poll.map(&mut take).unwrap_or_default();
@@ -315,6 +317,7 @@ impl Engine {
         self.kernel.reason = self.programs.reason();
         self.kernel.attached_again = self.programs.attached_again();
         self.kernel.packets = self.books.seen.packets();
+        self.kernel.interfaces = self.books.seen.at_interfaces.counted();
         let runs = self.programs.runs().into_iter();
         self.kernel.runs = runs.map(|(program, runs)| (program, runs.count, runs.time)).collect();
         self.kernel.lost = self.books.lost_events();

@@ -2,6 +2,7 @@
 //!
 //! In go counts that never fall, out come postings of what is new in them.
 
+use super::at_interfaces::AtInterfaces;
 use accountant_core::Counter;
 use accountant_core::calico::ChainKind;
 use accountant_core::ledger::{AccountKey, Key, Ledger, Posting, What};
@@ -19,6 +20,8 @@ pub(super) struct Seen {
     gone: HashMap<(TableId, ChainName), Posted>,
     /// Changes whenever chains come or go.
     version: u64,
+    /// What was counted at interfaces, where nobody sees what chains do.
+    pub(super) at_interfaces: AtInterfaces,
     /// Packets of all chains, by how well they were seen.
     #[serde(skip)]
     packets: BTreeMap<&'static str, u64>,
@@ -98,7 +101,7 @@ impl Seen {
 
     /// Changes whenever [`Self::keys`] may be others than before.
     pub(super) fn version(&self) -> u64 {
-        self.version
+        self.version + self.at_interfaces.version()
     }
 
     /// The table is gone.
@@ -112,7 +115,7 @@ impl Seen {
             let all = Fate::ALL.into_iter().flat_map(|fate| [(true, fate), (false, fate)]);
             all.filter_map(|(established, fate)| key(*table, chain, established, fate)).collect::<Vec<_>>()
         };
-        self.chains.keys().flat_map(of_chain)
+        self.chains.keys().flat_map(of_chain).chain(self.at_interfaces.keys())
     }
 
     /// Packets that were seen, by how well.

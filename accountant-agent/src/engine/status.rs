@@ -220,6 +220,8 @@ pub struct KernelStatus {
     pub attached_again: Option<u64>,
     /// How often each ran, and how long that took, as far as the kernel keeps statistics.
     pub runs: Vec<(&'static str, u64, Duration)>,
+    /// At how many interfaces programs count instead, both what comes in and what is sent.
+    pub interfaces: Option<usize>,
     /// What they had to tell and found no room for, by kind. Nothing where there are none.
     pub lost: BTreeMap<&'static str, u64>,
 }

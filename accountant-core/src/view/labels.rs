@@ -10,6 +10,7 @@ use crate::calico::policy::PolicyId;
 use crate::id::{Endpoint, EndpointKind};
 use crate::index::Index;
 use crate::ledger::{AccountKey, Key, Ledger, PolicyRef, ProfileRef, TotalKey, What};
+use crate::watch::Fate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -109,6 +110,11 @@ fn what_labels(labels: &mut Vec<Label>, what: &What) -> Family {
         What::Seen { established, fate } => {
             let state = if *established { "established" } else { "new" };
             labels.extend([("state", state.into()), ("verdict", fate.as_str().into())]);
+            Family::Endpoint
+        }
+        What::AtInterface { sent } => {
+            let verdict = if *sent { Fate::Accepted.as_str() } else { "any" };
+            labels.extend([("state", "any".into()), ("verdict", verdict.into())]);
             Family::Endpoint
         }
     }

@@ -223,6 +223,6 @@ pub(crate) fn is_against(key: &Key) -> bool {
             *action != PolicyAction::Allow
         }
         What::NoPolicy { .. } | What::NoProfile => true,
-        What::Verdict(_) | What::Failsafe | What::Seen { .. } => false,
+        What::Verdict(_) | What::Failsafe | What::Seen { .. } | What::AtInterface { .. } => false,
     }
 }

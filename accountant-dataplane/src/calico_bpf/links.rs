@@ -4,9 +4,9 @@
 //! appends it behind ours, so the order is looked at again and again, and what is out of place is detached before it is
 //! attached anew. Calico's programs are known by their names.
 
-use super::clsact::Clsact;
 use super::pins::Pins;
 use super::programs::{Programs, counters_of};
+use crate::clsact::{Clsact, Filter};
 use accountant_abi::calico::{EGRESS, HookKey, INGRESS, Last};
 use accountant_core::calico::bpf::CounterLayout;
 use accountant_sys::program::program_id;
@@ -85,9 +85,8 @@ fn programs_at(clsact: &mut Option<Clsact>, index: u32, interface: &str, hook: u
     });
     let mut all: Vec<_> = tcx.collect();
     if calico_at(&all).is_none() {
-        let filters =
-            clsact.as_mut().and_then(|clsact| clsact.programs(index, hook).ok()).unwrap_or_default();
-        all.extend(filters.into_iter().map(|(id, name)| There { id, name, on: On::Clsact }));
+        let filters = clsact.as_mut().and_then(|clsact| clsact.filters(index, hook).ok()).unwrap_or_default();
+        all.extend(filters.into_iter().map(|Filter { id, name, .. }| There { id, name, on: On::Clsact }));
     }
     all
 }

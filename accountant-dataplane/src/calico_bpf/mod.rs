@@ -9,7 +9,6 @@
 //! Invariants: nothing of Calico's is written, created, pinned or removed; nothing of ours is pinned, and our names never begin
 //! with Calico's; what was counted outlives our programs being loaded anew.
 
-mod clsact;
 pub mod kernel;
 mod links;
 pub mod listing;

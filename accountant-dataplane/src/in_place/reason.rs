@@ -16,6 +16,9 @@ pub enum CannotHere {
     /// Nobody asked for it.
     #[error("it is turned off")]
     TurnedOff,
+    /// Something else was asked for.
+    #[error("only traffic at interfaces is to be counted")]
+    NotWanted,
     /// The kernel is locked down against reading its memory.
     #[error("the kernel is locked down against reading its memory (lockdown=confidentiality)")]
     Lockdown,

@@ -329,6 +329,7 @@ impl RuleSource for IptablesLegacy {
             self.digest_all(wanted, &mut poll);
         }
         poll.flows = self.settings.programs.complete(&mut poll.tables, seen);
+        poll.interfaces = self.settings.programs.at_interfaces();
         Ok(self.finish(poll, started, &before))
     }
 

@@ -2,10 +2,10 @@
 //!
 //! [`Programs`] is the witness that sees of each packet which rules of an endpoint's chain it hit: sources hand it the lists
 //! of rules to watch ([`list`]) and read what it saw around each reading of theirs. [`load`] brings the programs of
-//! `accountant-ebpf/src/verdict` into the kernel, [`witness`] keeps their maps. [`endpoint`] has the traffic of single
-//! interfaces, by classifiers. All objects are embedded; nothing is read from disk.
+//! `accountant-ebpf/src/verdict` into the kernel, [`witness`] keeps their maps. Where they cannot be, [`at_interfaces`] counts
+//! the traffic of endpoints at their interfaces. All objects are embedded; nothing is read from disk.
 
-mod endpoint;
+mod at_interfaces;
 mod flows;
 mod hooks;
 mod interfaces;
@@ -20,9 +20,10 @@ mod paths;
 mod pins;
 mod places;
 mod sites;
+mod start;
 mod witness;
 
-pub use endpoint::{EndpointCounts, EndpointTraffic};
+pub use at_interfaces::{AtInterface, InterfaceCounts};
 pub use flows::SeenFlow;
 pub use listening::{Listening, News};
 pub use witness::Verdicts;
@@ -32,6 +33,7 @@ use crate::in_place::{CannotHere, reason};
 use accountant_core::snapshot::{Around, TableId};
 use accountant_core::watch::ChainVerdicts;
 use accountant_sys::bpf::Runs;
+use at_interfaces::AtInterfaces;
 use links::LinkNews;
 use list::Watched;
 use load::{Loaded, Sizes};
@@ -82,6 +84,20 @@ pub struct Settings {
     pub pins: Option<PathBuf>,
     /// Whether flows that are accepted are noted too.
     pub accepted_flows: bool,
+    /// Whether traffic is counted at endpoints' interfaces.
+    pub interfaces: Interfaces,
+}
+
+/// When traffic is counted at endpoints' interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interfaces {
+    /// Never.
+    #[default]
+    Never,
+    /// Where programs around rules cannot be.
+    Instead,
+    /// Always, and there are no programs around rules.
+    Only,
 }
 
 #[derive(Debug)]
@@ -89,6 +105,13 @@ enum State {
     Off(CannotHere),
     /// Another agent has its programs here: what to watch once it has ended.
     Waiting(BTreeMap<TableId, Vec<Watched>>),
+    /// Traffic is counted at interfaces, and here is why not around rules.
+    AtInterfaces {
+        why: CannotHere,
+        counted: Box<AtInterfaces>,
+        _news: Option<LinkNews>,
+        _only: Only,
+    },
     On {
         witness: Box<Witness>,
         /// For as long as the programs are there.
@@ -117,9 +140,22 @@ impl Programs {
     /// Why there are none; none if there are.
     pub fn reason(&self) -> Option<CannotHere> {
         match &*self.lock() {
-            State::Off(reason) => Some(reason.clone()),
+            State::Off(reason) | State::AtInterfaces { why: reason, .. } => Some(reason.clone()),
             State::Waiting(_) => Some(CannotHere::AnotherAgent),
             State::On { .. } => None,
+        }
+    }
+
+    /// What was counted at interfaces so far, where that is done.
+    pub fn at_interfaces(&self) -> Option<InterfaceCounts> {
+        let mut state = self.lock();
+        let State::AtInterfaces { counted, .. } = &mut *state else { return None };
+        match counted.read() {
+            Ok(counts) => Some(counts),
+            Err(reason) => {
+                *state = lost(reason);
+                None
+            }
         }
     }
 
@@ -127,7 +163,7 @@ impl Programs {
     pub fn runs(&self) -> Vec<(&'static str, Runs)> {
         match &*self.lock() {
             State::On { witness, .. } => witness.runs(),
-            State::Off(_) | State::Waiting(_) => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
@@ -135,13 +171,13 @@ impl Programs {
     pub fn attached_again(&self) -> Option<u64> {
         match &*self.lock() {
             State::On { witness, .. } => Some(witness.attached_again()),
-            State::Off(_) | State::Waiting(_) => None,
+            _ => None,
         }
     }
 
     /// Whether handing over chains is of any use.
     pub(crate) fn wants(&self) -> bool {
-        matches!(&*self.lock(), State::On { .. } | State::Waiting(_) | State::Off(CannotHere::NotYet))
+        !matches!(&*self.lock(), State::Off(reason) if *reason != CannotHere::NotYet)
     }
 
     /// Watches these chains of a table of the calling thread's network namespace, and no others of it.
@@ -156,6 +192,9 @@ impl Programs {
         match &mut *state {
             State::Off(_) => {}
             State::Waiting(tables) => _ = tables.insert(table, chains),
+            State::AtInterfaces { counted, .. } => {
+                counted.watch(table, chains.iter().map(|watched| &watched.chain));
+            }
             State::On { witness, .. } => {
                 if let Err(reason) = witness.watch(table, chains) {
                     *state = lost(reason);
@@ -174,6 +213,10 @@ impl Programs {
                 State::Off(_) => return,
                 State::Waiting(tables) => {
                     tables.insert(table, chains);
+                    Ok(())
+                }
+                State::AtInterfaces { counted, .. } => {
+                    counted.watch(table, chains.iter().map(|watched| &watched.chain));
                     Ok(())
                 }
                 State::On { witness, .. } => witness.watch(table, chains),
@@ -232,52 +275,6 @@ impl Programs {
         }
     }
 
-    fn start(&self, chains: usize) -> State {
-        let start = || Ok((Only::claim()?, self.start_witness(chains)?));
-        match start() {
-            Ok((only, witness)) => {
-                tracing::info!("programs in the kernel see which policy decides on each packet");
-                State::On { witness: Box::new(witness), _news: self.hear_of_links(), _only: only }
-            }
-            Err(CannotHere::AnotherAgent) => State::Waiting(BTreeMap::new()),
-            Err(reason) => {
-                tracing::info!(%reason, "no programs in the kernel: the rules' counters have to do");
-                State::Off(reason)
-            }
-        }
-    }
-
-    fn start_witness(&self, chains: usize) -> Result<Witness, CannotHere> {
-        // For IPv4 and IPv6, of which the first table has just come.
-        let (chains, cpus) = (2 * chains, cpus()?);
-        let accepted_flows = self.settings.accepted_flows;
-        if let Some(folder) = &self.settings.pins {
-            let started = Pins::open(folder).and_then(|pins| {
-                let witness = Witness::start(chains, cpus, accepted_flows, Some(&pins));
-                witness.inspect_err(|_| _ = pins.clear())
-            });
-            match started {
-                Ok(witness) => return Ok(witness),
-                Err(reason) => {
-                    tracing::info!(%reason, "what programs in the kernel count ends with the agent")
-                }
-            }
-        }
-        Witness::start(chains, cpus, accepted_flows, None)
-    }
-
-    fn hear_of_links(&self) -> Option<LinkNews> {
-        let state = Arc::downgrade(&self.state);
-        let news = LinkNews::start(move || {
-            let Some(state) = state.upgrade() else { return };
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            if let State::On { witness, .. } = &mut *state {
-                witness.look_for_interfaces();
-            }
-        });
-        news.inspect_err(|error| tracing::warn!(%error, "news of interfaces cannot be heard")).ok()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -291,6 +288,11 @@ pub fn probe() -> Vec<(String, Result<(), CannotHere>)> {
         Ok(mut loaded) => loaded.attach_each(),
         Err(reason) => vec![("all".into(), Err(reason))],
     }
+}
+
+/// Whether traffic can be counted at interfaces.
+pub fn probe_interfaces() -> Result<(), CannotHere> {
+    at_interfaces::probe()
 }
 
 /// Has the kernel keep statistics of programs, all of them, for as long as the descriptor is open. Each run of a program then
@@ -313,7 +315,8 @@ pub fn can_stay(folder: &Path) -> Result<(), CannotHere> {
 /// whether there was anything; an agent that runs keeps its own.
 pub fn detach(folder: &Path) -> Result<bool, CannotHere> {
     let _only = Only::claim()?;
-    Pins::open(folder).map(|pins| pins.clear())
+    let at_interfaces = at_interfaces::detach();
+    Pins::open(folder).map(|pins| pins.clear() | at_interfaces)
 }
 
 fn lost(reason: CannotHere) -> State {

@@ -3,6 +3,7 @@
 //! ```text
 //! FOLDER/NAMESPACE/abi-4-slots-1024-cpus-2/      the maps of this version and size
 //!                                  links-HASH/   the places that these programs are attached to
+//!                  interfaces-1/                  what is counted at interfaces, where there are no such programs
 //! ```
 //!
 //! Names say what is in there, so that an agent that cannot use it knows without looking in. The file system forgets
@@ -65,6 +66,17 @@ impl Pins {
     /// Where maps of these sizes are.
     pub(super) fn maps(&self, sizes: Sizes) -> Result<PathBuf, CannotHere> {
         let folder = self.folder.join(name_of(sizes.slots, sizes.cpus));
+        fs::create_dir_all(&folder).map_err(|error| refused("keeping maps", &folder, &error))?;
+        Ok(folder)
+    }
+
+    /// A folder for other maps; what is beside it goes.
+    pub(super) fn only(&self, name: &str) -> Result<PathBuf, CannotHere> {
+        for left in names(&self.folder).into_iter().filter(|left| left != name) {
+            tracing::warn!(left, "what an earlier agent left is of other programs: its counts are given up");
+            self.remove(&left);
+        }
+        let folder = self.folder.join(name);
         fs::create_dir_all(&folder).map_err(|error| refused("keeping maps", &folder, &error))?;
         Ok(folder)
     }

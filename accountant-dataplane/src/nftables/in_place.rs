@@ -9,11 +9,12 @@ use super::watched::{self, Lists, PackedTable};
 use crate::in_place::CannotHere;
 use crate::in_place::nft::NftReader;
 use crate::kernel::Programs;
+use crate::kernel::list::Watched;
 use accountant_abi::in_place::{Outcome, PackedRule, Reads, WalkedRule};
 use accountant_core::rule::Chain;
 use accountant_core::snapshot::{Reading, TableId};
-use accountant_core::{Counter, IpVersion};
-use std::collections::{BTreeSet, HashMap};
+use accountant_core::{ChainName, Counter, IpVersion};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ pub(super) struct InPlace {
     looked_at: Instant,
     look_took: Duration,
     programs: Arc<Programs>,
+    /// Endpoints' chains that the programs were told of without where their rules are.
+    named: BTreeMap<TableId, Vec<ChainName>>,
 }
 
 /// Chains as they were read, table by table.
@@ -67,12 +70,32 @@ impl InPlace {
             looked_at: Instant::now(),
             look_took: Duration::ZERO,
             programs,
+            named: BTreeMap::new(),
         }
     }
 
     /// Why it is not possible.
     pub(super) fn reason(&self) -> Option<&CannotHere> {
         self.reader.as_ref().err()
+    }
+
+    /// Tells the programs which endpoints there are, where nobody knows where their rules are.
+    pub(super) fn name_endpoints(&mut self, mirror: &Mirror) {
+        if self.reason().is_none() || !self.programs.wants() {
+            return;
+        }
+        let mut chains: BTreeMap<TableId, Vec<ChainName>> = BTreeMap::new();
+        for (key, _) in mirror.chains().filter(|(key, _)| key.is_endpoint()) {
+            chains.entry(key.table).or_default().push(key.chain.clone());
+        }
+        if chains == self.named {
+            return;
+        }
+        for (table, chains) in &chains {
+            let watched = |chain: &ChainName| Watched { chain: chain.clone(), list: None, places: None };
+            self.programs.watch(*table, chains.iter().map(watched).collect());
+        }
+        self.named = chains;
     }
 
     /// Reads all chains of endpoints, if the mirror is of this generation. What is returned counts if that still is the

@@ -335,12 +335,14 @@ impl RuleSource for Nftables {
                 snapshot: Ok(Snapshot { at, gap, in_flight, version, ..snapshot }),
             })
             .collect();
+        self.in_place.name_endpoints(&self.mirror);
         let flows = self.programs.complete(&mut tables, seen);
+        let interfaces = self.programs.at_interfaces();
         let moved = self.tables != with_endpoints;
         self.tables = with_endpoints;
         let (notes, how, took) = (std::mem::take(&mut self.notes), self.how(), started.elapsed());
         let writers = self.mirror.writers.take();
-        Ok(Poll { tables, gone, took, notes, moved, how, writers, flows, ..Poll::default() })
+        Ok(Poll { tables, gone, took, notes, moved, how, writers, flows, interfaces, ..Poll::default() })
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {

@@ -62,7 +62,8 @@ pub(crate) fn measure(effort: Effort, report: &mut Report) -> Result<()> {
     };
     let nodes = [node()?, node()?, node()?, node()?];
     let off = || Programs::new(false);
-    let with_flows = || Programs::with(kernel::Settings { pins: None, accepted_flows: true });
+    let with_flows =
+        || Programs::with(kernel::Settings { accepted_flows: true, ..kernel::Settings::default() });
     let [a, b, c, d] = &nodes;
     let mut ways = [
         Way::new(a, off())?,

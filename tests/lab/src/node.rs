@@ -249,6 +249,11 @@ fn listener_reports(counts: &File) -> std::io::Result<String> {
 }
 
 impl Pod {
+    /// The node's end of its link.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
     /// The pod's IPv4 address.
     pub fn v4(&self) -> Result<IpAddr> {
         self.address(IpAddr::is_ipv4, "IPv4 address of")

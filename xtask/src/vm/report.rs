@@ -86,6 +86,12 @@ impl Findings {
                 let reason = hook["reason"].as_str().map(|reason| format!("cannot be: {reason}"));
                 chosen.push((tests::text(&hook["hook"]), reason.unwrap_or_else(|| "can be".into())));
             }
+            let interfaces = &said["kernel_programs"]["interfaces"];
+            if interfaces.is_object() {
+                let reason = interfaces["reason"].as_str().map(|reason| format!("is not counted: {reason}"));
+                let said = reason.unwrap_or_else(|| "is counted instead".into());
+                chosen.push(("traffic at endpoints' interfaces".into(), said));
+            }
         }
         chosen
     }

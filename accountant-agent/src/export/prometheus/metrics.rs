@@ -98,7 +98,7 @@ metrics! {
     "endpoint":
     ENDPOINT_PACKETS Counter "calico_accountant_endpoint_packets_total" in "packets"
         ["namespace" "pod" "direction" "ip_version" "state" "verdict"]
-        "Packets to (ingress) or from (egress) the endpoint that the programs in the kernel saw: of established and related connections, or new (all others); accepted packets went on beyond its chain, dropped_elsewhere were dropped where filter rules are and not by an endpoint's chain: by a rule that is not Calico's, or by Calico's default for packets to the host."
+        "Packets to (ingress) or from (egress) the endpoint that the programs in the kernel saw: of established and related connections, or new (all others); accepted packets went on beyond its chain, dropped_elsewhere were dropped where filter rules are and not by an endpoint's chain: by a rule that is not Calico's, or by Calico's default for packets to the host. Where programs count at its interface only, the state is any: accepted packets were sent out of the interface, any came in by it, whatever became of them."
         "without programs in the kernel (`accountant check` says why)"
     ENDPOINT_BYTES Counter "calico_accountant_endpoint_bytes_total" in "bytes"
         ["namespace" "pod" "direction" "ip_version" "state" "verdict"]
@@ -298,6 +298,10 @@ metrics! {
         []
         "Programs that somebody else detached from the packet filter and the agent attached again, looked at once a second at most; what they did not see is counted by the rules alone."
         "without programs in the kernel"
+    KERNEL_INTERFACES Gauge "calico_accountant_kernel_interfaces_counted" in "interfaces"
+        []
+        "Endpoints' interfaces at which programs count all traffic, where there are none that see which policy decides; those that went lately are among them."
+        "where programs see which policy decides, and without any"
     KERNEL_PACKETS Counter "calico_accountant_kernel_packets_total" in "packets"
         ["result"]
         "Packets that the programs in the kernel saw, once for each endpoint's chain: of established connections; others by their path through the rules, or (rules being rewritten, too many of them) by verdict alone; lost ones were neither seen to go on nor dropped."

@@ -271,6 +271,10 @@ fn kernel_families(text: &mut Text<'_>, kernel: &KernelStatus) {
     if let Some(programs) = kernel.attached_again {
         text.sample(metrics::KERNEL_ATTACHED_AGAIN.name, "", programs);
     }
+    text.family(&metrics::KERNEL_INTERFACES);
+    if let Some(interfaces) = kernel.interfaces {
+        text.sample(metrics::KERNEL_INTERFACES.name, "", interfaces as u64);
+    }
     text.family(&metrics::KERNEL_PACKETS);
     for (result, packets) in &kernel.packets {
         text.sample(metrics::KERNEL_PACKETS.name, &render_labels([("result", *result)]), *packets);
