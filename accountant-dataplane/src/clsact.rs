@@ -169,6 +169,16 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
+/// Reads any bytes as answers. For fuzzing.
+#[doc(hidden)]
+pub fn read_any(stream: &[u8]) {
+    for message in wire::messages(stream).map_while(Result::ok) {
+        let read = PARENTS.map(|parent| filter(&message, parent));
+        assert!(read.iter().flatten().count() <= 1, "a filter is at one hook: {read:?}");
+        let _ = qdisc(&message);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

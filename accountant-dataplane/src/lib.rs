@@ -11,7 +11,7 @@ pub mod bird;
 mod bytes;
 pub mod calico_bpf;
 pub mod census;
-mod clsact;
+pub mod clsact;
 pub mod in_place;
 pub mod iptables_legacy;
 pub mod kernel;

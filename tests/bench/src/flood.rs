@@ -1,8 +1,8 @@
 //! What a flood of the smallest packets loses by programs in its path: one flow that was answered, and packets of which each
 //! is a flow of its own, through iptables-legacy's rules in Felix' shape.
 //!
-//! Nodes of the same rules, without programs, without programs once more, with programs, and with programs that note accepted
-//! flows, have their turns in short slices; who begins changes. How the second differs from the first is what can be told.
+//! Nodes of the same rules, without programs, without programs once more, with programs, with programs that note accepted
+//! flows, and with those alone that count at interfaces, have their turns in short slices; who begins changes. How the second differs from the first is what can be told.
 //! The link to the node hands packets over on the sender's processor, so the sender's own processor time is what a packet
 //! costs on its way, rules and all, whatever else the machine does meanwhile; time on the wall is what packets a second
 //! are made of, and shows everything that goes on beside.
@@ -15,7 +15,7 @@ use crate::samples::{Contender, Costs, take_turns};
 use accountant_core::watch::ChainVerdicts;
 use accountant_dataplane::in_place::CannotHere;
 use accountant_dataplane::iptables_legacy::{IptablesLegacy, Settings};
-use accountant_dataplane::kernel::{self, Programs};
+use accountant_dataplane::kernel::{self, InterfaceCounts, Interfaces, Programs};
 use accountant_dataplane::{RuleSource, Wanted};
 use accountant_lab::felix::{Backend, Dialect, Version};
 use accountant_lab::{Namespace, Node};
@@ -60,16 +60,19 @@ pub(crate) fn measure(effort: Effort, report: &mut Report) -> Result<()> {
         node.felix(Dialect::new(Version::V3_31, Backend::Legacy)?).apply(&scenario.model)?;
         Ok(node)
     };
-    let nodes = [node()?, node()?, node()?, node()?];
+    let nodes = [node()?, node()?, node()?, node()?, node()?];
     let off = || Programs::new(false);
     let with_flows =
         || Programs::with(kernel::Settings { accepted_flows: true, ..kernel::Settings::default() });
-    let [a, b, c, d] = &nodes;
+    let at_interfaces =
+        || Programs::with(kernel::Settings { interfaces: Interfaces::Only, ..kernel::Settings::default() });
+    let [a, b, c, d, e] = &nodes;
     let mut ways = [
         Way::new(a, off())?,
         Way::new(b, off())?,
         Way::new(c, Programs::new(true))?,
         Way::new(d, with_flows())?,
+        Way::new(e, at_interfaces())?,
     ];
     for (kind, sends, packets, most) in [
         ("one flow that was answered", Sender::send_answered as Send, ANSWERED, Some(LOSS)),
@@ -119,7 +122,8 @@ impl<'a> Way<'a> {
             source.read(&Wanted::default())?;
             Ok(source)
         })??;
-        if let Some(reason) = programs.reason().filter(|_| wanted) {
+        let is_there = programs.at_interfaces().is_some();
+        if let Some(reason) = programs.reason().filter(|_| wanted && !is_there) {
             bail!("no programs: {reason}");
         }
         let receiver = Receiver::start(&node.pod("n", "pod")?.netns, to)?;
@@ -143,6 +147,9 @@ impl<'a> Way<'a> {
 
     /// Sees to it that the programs, if there are any, saw so many packets more, and each with its path.
     fn saw(&mut self, packets: u64) -> Result<()> {
+        if let Some(counts) = self.node.host().enter(|| self.programs.at_interfaces())? {
+            return self.passed(&counts, packets);
+        }
         if self.programs.reason().is_some() {
             return Ok(());
         }
@@ -159,6 +166,19 @@ impl<'a> Way<'a> {
         ensure!(
             (packets..=packets + 1).contains(&more) && unresolved == 0,
             "the programs saw {more} of {packets} packets, {unresolved} without a path"
+        );
+        Ok(())
+    }
+}
+
+impl Way<'_> {
+    /// Sees to it that so many packets more were sent out of the pod's interface.
+    fn passed(&mut self, counts: &InterfaceCounts, packets: u64) -> Result<()> {
+        let of_pod = counts.all.iter().find_map(|at| at.sent).context("the interface is not counted")?;
+        let more = of_pod[0].packets - std::mem::replace(&mut self.seen, of_pod[0].packets);
+        ensure!(
+            (packets..=packets + 1).contains(&more),
+            "at the interface passed {more} of {packets} packets"
         );
         Ok(())
     }
@@ -182,7 +202,7 @@ impl Sender {
     }
 }
 
-fn tell(kind: &str, packets: u64, costs: [Costs; 4], most: Option<f64>, report: &mut Report) {
+fn tell(kind: &str, packets: u64, costs: [Costs; 5], most: Option<f64>, report: &mut Report) {
     let each = |milliseconds: Vec<f64>| -> Vec<f64> {
         milliseconds.into_iter().map(|all| all * 1e6 / packets as f64).collect()
     };
@@ -191,13 +211,15 @@ fn tell(kind: &str, packets: u64, costs: [Costs; 4], most: Option<f64>, report: 
         ("wall", costs.each_ref().map(|costs| each(costs.wall()))),
     ] {
         let measured = |values: Vec<f64>| Measured { what: "programs off", values, unit: "ns a packet" };
-        let [off, again, on, with_flows] = values.map(measured);
+        let [off, again, on, with_flows, at_interfaces] = values.map(measured);
         let named = |row: Row, what: &str| Row { what: format!("{kind}, {what}, {clock}"), ..row };
         report.add(named(off.row(), "programs off"));
         report.add(named(again.beside(&off), "off, another node"));
         let row = named(on.beside(&off), "on");
         report.add(Row { wish: most.map(Wish::Ratio), ..row });
         report.add(named(with_flows.beside(&off), "on with accepted flows"));
+        let row = named(at_interfaces.beside(&off), "at interfaces alone");
+        report.add(Row { wish: most.map(Wish::Ratio), ..row });
     }
 }
 

@@ -48,9 +48,15 @@ const fn test(
 }
 
 /// All of them. The first tells what the others go by.
-pub(super) const TESTS: [Test; 12] = [
+pub(super) const TESTS: [Test; 13] = [
     test("choices", CHOICES, &[], Needs::Nothing),
     test("live", "live", &[], Needs::Nothing),
+    test(
+        "at interfaces",
+        "at_interfaces",
+        &["native_nftables", "a_pod_that_goes", "what_cannot_be_counted"],
+        Needs::Nothing,
+    ),
     test("in_place, legacy", "in_place", &["legacy_small", "legacy_usual"], in_place("legacy")),
     test("in_place, iptables-nft", "in_place", &["iptables_nft"], in_place("iptables-nft")),
     test("in_place, nft", "in_place", &["native_nftables"], in_place("nft")),
