@@ -16,6 +16,8 @@ use accountant_lab::{Agent, Namespace};
 use aya::EbpfLoader;
 use aya::programs::tc::{self, NlOptions, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -132,7 +134,7 @@ impl Counted {
         let pins = self.bpffs.pins().display().to_string();
         let state = self.state.path().display().to_string();
         let places = ["--xtables-lock-file", &lock, "--kernel-pins", &pins, "--state-dir", &state];
-        let more = ["--kernel-programs", "interfaces", "--max-age", "0s"];
+        let more = ["--kernel-programs", "interfaces", "--max-age", "0s", "--kernel-program-statistics=true"];
         self.lab.agent(&[&places[..], &more].concat())
     }
 
@@ -165,6 +167,14 @@ fn every_packet_is_counted_once(backend: Backend) {
         let all = sent.iter().filter(|((_, _, of), _)| *of == version).map(|(_, counter)| counter.packets);
         assert!(all.clone().count() == 6 && all.sum::<u64>() > 100, "{version}: {sent:?}");
     }
+    let runs =
+        |program| scrape(&agent).sum("calico_accountant_bpf_program_run_count", &[("program", program)]);
+    let passed = |direction| -> u64 {
+        let those = told.iter().filter(|((_, way, _), _)| way == direction);
+        those.map(|(_, counter)| counter.packets).sum()
+    };
+    // They see what is not of IP, too.
+    assert!(runs("sent") >= passed("ingress") as f64 && runs("received") >= passed("egress") as f64);
     // Policies are told from the rules alone, as without any programs.
     assert_eq!(differences(&expected(&truth), &counted(&agent.settled().unwrap())), [""; 0], "{backend:?}");
     assert_eq!(scrape(&agent).sum("calico_accountant_kernel_programs_attached", &[]), 0.0);
@@ -255,6 +265,29 @@ fn others_at_the_interface_are_let_alone() {
     assert_eq!(place.detach().2, 0);
     let left = filters(host, web);
     assert!(left.contains("foreign") && !left.contains("acct_"), "{left}");
+}
+
+/// An agent that keeps nothing for the next one takes its programs with it, unless it is killed: then `detach` does.
+#[test]
+fn programs_go_with_an_agent_that_keeps_nothing() {
+    let place = Counted::new(Backend::Nft);
+    let (lab, web) = (&place.lab, place.lab.node.pod("shop", "web").unwrap());
+    let start = || {
+        let agent = lab.agent(&["--kernel-programs", "interfaces", "--kernel-pins=", "--max-age", "0s"]);
+        wait_until("all interfaces are counted", || interfaces(&agent) == 3.0);
+        agent
+    };
+    let mut agent = start();
+    kill(Pid::from_raw(agent.pid().cast_signed()), Signal::SIGTERM).unwrap();
+    while !agent.has_ended() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(filters(lab.node.host(), web), "");
+    drop(start());
+    assert!(filters(lab.node.host(), web).contains("acct_"), "killed");
+    let (said, _, code) = run(lab.node.host(), &["detach", "--kernel-pins", "/nowhere"]);
+    assert!(code == 0 && said.contains("detached the programs"), "{said}");
+    assert_eq!(filters(lab.node.host(), web), "");
 }
 
 /// Where there is no place for programs, there is no account, rather than one that is wrong.

@@ -163,6 +163,7 @@ impl Programs {
     pub fn runs(&self) -> Vec<(&'static str, Runs)> {
         match &*self.lock() {
             State::On { witness, .. } => witness.runs(),
+            State::AtInterfaces { counted, .. } => counted.runs(),
             _ => Vec::new(),
         }
     }
@@ -315,8 +316,13 @@ pub fn can_stay(folder: &Path) -> Result<(), CannotHere> {
 /// whether there was anything; an agent that runs keeps its own.
 pub fn detach(folder: &Path) -> Result<bool, CannotHere> {
     let _only = Only::claim()?;
+    // Those stay without a folder, too, if the agent was killed.
     let at_interfaces = at_interfaces::detach();
-    Pins::open(folder).map(|pins| pins.clear() | at_interfaces)
+    match Pins::open(folder) {
+        Ok(pins) => Ok(pins.clear() | at_interfaces),
+        Err(_) if at_interfaces => Ok(true),
+        Err(reason) => Err(reason),
+    }
 }
 
 fn lost(reason: CannotHere) -> State {

@@ -308,7 +308,7 @@ metrics! {
         "without programs in the kernel"
     BPF_RUN_COUNT OldCounter "calico_accountant_bpf_program_run_count" in "runs"
         ["program"]
-        "How often a program in the packets' path ran (`before` and `after` the filter rules, `dropped`; with `raw_` or `mangle_` in front, around the rules of that table), as the kernel's statistics of programs have it."
+        "How often a program in the packets' path ran (`before` and `after` the filter rules, `dropped`; with `raw_` or `mangle_` in front, around the rules of that table; `received` and `sent` at endpoints' interfaces), as the kernel's statistics of programs have it."
         "until the kernel keeps statistics (`kernel.bpf_stats_enabled`, or `--kernel-program-statistics`), and without programs"
     BPF_RUN_SECONDS OldCounter "calico_accountant_bpf_program_run_seconds" in "seconds"
         ["program"]

@@ -29,6 +29,14 @@ pub(super) enum Side {
 impl Side {
     pub(super) const BOTH: [Self; 2] = [Self::Received, Self::Sent];
 
+    /// As metrics have it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Received => "received",
+            Self::Sent => "sent",
+        }
+    }
+
     /// The name of its program, of which the kernel and filters keep 15 letters.
     pub(super) fn program(self) -> &'static str {
         match self {

@@ -17,6 +17,7 @@ use accountant_abi::interface::{ABI, AtInterface as Record, HOST, V4, V6, WORKLO
 use accountant_core::id::{Endpoint, EndpointKind, Interface};
 use accountant_core::snapshot::TableId;
 use accountant_core::{ChainName, Counter, calico::ChainKind};
+use accountant_sys::bpf::{self, Runs};
 use aya::maps::{MapError, PerCpuHashMap, PerCpuValues};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
@@ -24,6 +25,7 @@ use filters::{At, Side};
 use nix::net::if_::{if_nameindex, if_nametoindex};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -76,7 +78,8 @@ pub(super) struct AtInterfaces {
     turn: u64,
     chains: BTreeMap<TableId, BTreeSet<Endpoint>>,
     known: BTreeMap<u32, Known>,
-    cared: Instant,
+    /// None before the first look: what an earlier agent left may be gone.
+    cared: Option<Instant>,
     said: HashSet<String>,
 }
 
@@ -131,7 +134,7 @@ impl AtInterfaces {
             turn: 0,
             chains: BTreeMap::new(),
             known: BTreeMap::new(),
-            cared: Instant::now(),
+            cared: None,
             said: HashSet::new(),
         };
         at.know_what_was_left().map_err(|error| refused("reading what was counted", chain(&error)))?;
@@ -231,15 +234,27 @@ impl AtInterfaces {
         PerCpuHashMap::try_from(map)?.insert(index, values, 0)
     }
 
+    /// How often each program ran, as far as the kernel keeps statistics.
+    pub(super) fn runs(&self) -> Vec<(&'static str, Runs)> {
+        let runs = |side: Side| {
+            let program: &SchedClassifier = self.ebpf.program(side.program())?.try_into().ok()?;
+            let runs = bpf::runs(program.fd().ok()?.as_fd()).ok()?;
+            Some((side.name(), runs)).filter(|(_, runs)| runs.count > 0)
+        };
+        Side::BOTH.into_iter().filter_map(runs).collect()
+    }
+
     /// What was counted so far.
     pub(super) fn read(&mut self) -> Result<InterfaceCounts, CannotHere> {
-        if self.cared.elapsed() >= CARE {
-            self.cared = Instant::now();
+        if self.cared.is_none_or(|cared| cared.elapsed() >= CARE) {
+            self.cared = Some(Instant::now());
             self.look(true);
             self.leave_what_nobody_wants();
         }
         self.turn += 1;
         let all = self.known.iter().map(|(index, known)| self.read_one(*index, known));
+        // Of what somebody took out of the map nothing is known.
+        let all = all.filter(|read| !matches!(read, Err(MapError::KeyNotFound)));
         let all = all.collect::<Result<_, _>>().map_err(|error| CannotHere::Refused {
             operation: "reading what was counted at interfaces".into(),
             error: chain(&error),
