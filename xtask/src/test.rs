@@ -28,12 +28,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             .partition(Binary::waits_for_servers);
     say("running all tests: those with servers aside, what they say comes at the end");
     let aside = thread::spawn(move || servers.iter().map(Binary::run_aside).collect::<Result<Vec<_>>>());
-    let mut failed = Vec::new();
+    let (mut failed, mut took) = (Vec::new(), Vec::new());
     for binary in &kernel {
+        let begun = Instant::now();
         if !binary.run()? {
             failed.push(binary.name.clone());
         }
+        took.push((begun.elapsed().as_secs(), &binary.name));
     }
+    tell_the_slowest(took);
     let aside = aside.join().map_err(|_| anyhow::anyhow!("the lane of tests with servers panicked"))??;
     for (name, said, passed) in aside {
         println!("{said}");
@@ -46,6 +49,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     cargo(&["test", "--workspace", "--doc"]).run()?;
     arm64::test()
+}
+
+/// A whole run has to stay short: these are where to look.
+fn tell_the_slowest(mut took: Vec<(u64, &String)>) {
+    took.sort_unstable();
+    let all: u64 = took.iter().map(|(seconds, _)| seconds).sum();
+    let slowest = took.iter().rev().take(8).map(|(seconds, name)| format!("{name} {seconds} s"));
+    say(&format!("the lane of the kernel took {all} s: {}", slowest.collect::<Vec<_>>().join(", ")));
 }
 
 /// A test binary that cargo built.

@@ -54,7 +54,11 @@ pub(super) const TESTS: [Test; 13] = [
     test(
         "at interfaces",
         "at_interfaces",
-        &["native_nftables", "a_pod_that_goes", "what_cannot_be_counted"],
+        &[
+            "native_nftables",
+            "a_pod_that_goes_takes_nothing_with_it",
+            "what_cannot_be_counted_has_no_account",
+        ],
         Needs::Nothing,
     ),
     test("in_place, legacy", "in_place", &["legacy_small", "legacy_usual"], in_place("legacy")),
