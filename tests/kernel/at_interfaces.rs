@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use support::bpffs::BpfFilesystem;
 use support::lab::{Lab, dialect, v4};
-use support::{run, scrape, wait_until};
+use support::{Lacks, lacks, run, scrape, start, wait_until};
 
 /// Of a pod, a direction and an IP version.
 type Counts = BTreeMap<(String, String, u64), Counter>;
@@ -129,13 +129,16 @@ impl Counted {
         agent
     }
 
+    /// Where programs around rules cannot be, each agent tries them first.
     fn spawn(&self) -> Agent {
+        let mode = if lacks(Lacks::Programs) { "auto" } else { "interfaces" };
         let lock = self.lab.node.host().lock_file().display().to_string();
         let pins = self.bpffs.pins().display().to_string();
-        let state = self.state.path().display().to_string();
+        let state = self.state.path().join("books").display().to_string();
         let places = ["--xtables-lock-file", &lock, "--kernel-pins", &pins, "--state-dir", &state];
-        let more = ["--kernel-programs", "interfaces", "--max-age", "0s", "--kernel-program-statistics=true"];
-        self.lab.agent(&[&places[..], &more].concat())
+        let more = ["--kernel-programs", mode, "--max-age", "0s", "--kernel-program-statistics=true"];
+        let arguments = [&self.lab.arguments()[..], &places, &more].concat();
+        start(self.lab.node.host(), &arguments)
     }
 
     fn detach(&self) -> (String, String, i32) {
@@ -272,18 +275,18 @@ fn others_at_the_interface_are_let_alone() {
 fn programs_go_with_an_agent_that_keeps_nothing() {
     let place = Counted::new(Backend::Nft);
     let (lab, web) = (&place.lab, place.lab.node.pod("shop", "web").unwrap());
-    let start = || {
+    let begin = || {
         let agent = lab.agent(&["--kernel-programs", "interfaces", "--kernel-pins=", "--max-age", "0s"]);
         wait_until("all interfaces are counted", || interfaces(&agent) == 3.0);
         agent
     };
-    let mut agent = start();
+    let mut agent = begin();
     kill(Pid::from_raw(agent.pid().cast_signed()), Signal::SIGTERM).unwrap();
     while !agent.has_ended() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(filters(lab.node.host(), web), "");
-    drop(start());
+    drop(begin());
     assert!(filters(lab.node.host(), web).contains("acct_"), "killed");
     let (said, _, code) = run(lab.node.host(), &["detach", "--kernel-pins", "/nowhere"]);
     assert!(code == 0 && said.contains("detached the programs"), "{said}");

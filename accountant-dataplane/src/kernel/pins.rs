@@ -22,6 +22,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+/// What the folder's name begins with in which there is what is counted at interfaces.
+const AT_INTERFACES: &str = "interfaces-";
+
 /// The folder of the calling thread's network namespace.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
@@ -48,7 +51,7 @@ impl Pins {
     /// The maps that an earlier agent left, if they are of this version and big enough; what cannot be used goes.
     pub(super) fn find(&self, cpus: u32, least_slots: u32) -> Option<u32> {
         let mut found = None;
-        for name in names(&self.folder) {
+        for name in self.around_rules() {
             match slots_of(&name, cpus) {
                 Some(slots) if slots >= least_slots && found.is_none() => found = Some(slots),
                 _ => {
@@ -70,15 +73,33 @@ impl Pins {
         Ok(folder)
     }
 
-    /// A folder for other maps; what is beside it goes.
-    pub(super) fn only(&self, name: &str) -> Result<PathBuf, CannotHere> {
-        for left in names(&self.folder).into_iter().filter(|left| left != name) {
+    /// Where the map of what is counted at interfaces is; whatever else is here goes.
+    pub(super) fn at_interfaces(&self, abi: u32) -> Result<PathBuf, CannotHere> {
+        let name = format!("{AT_INTERFACES}{abi}");
+        for left in names(&self.folder).into_iter().filter(|left| *left != name) {
             tracing::warn!(left, "what an earlier agent left is of other programs: its counts are given up");
             self.remove(&left);
         }
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder).map_err(|error| refused("keeping maps", &folder, &error))?;
         Ok(folder)
+    }
+
+    /// What there is but for that: programs around rules are tried first, and where they cannot be it is gone on with.
+    fn around_rules(&self) -> impl Iterator<Item = String> {
+        names(&self.folder).into_iter().filter(|name| !name.starts_with(AT_INTERFACES))
+    }
+
+    /// Removes what was made for programs around rules, which cannot be.
+    pub(super) fn give_up(&self) {
+        self.around_rules().for_each(|name| self.remove(&name));
+        self.tidy();
+    }
+
+    /// Removes what an earlier agent counted at interfaces.
+    pub(super) fn forget_interfaces(&self) {
+        let of_interfaces = names(&self.folder).into_iter().filter(|name| name.starts_with(AT_INTERFACES));
+        of_interfaces.for_each(|name| self.remove(&name));
     }
 
     /// Removes everything: programs are detached when nobody else holds them. Says whether there was anything.

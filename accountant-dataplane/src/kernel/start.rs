@@ -24,8 +24,7 @@ impl Programs {
         match started {
             Ok(witness) => {
                 tracing::info!("programs in the kernel see which policy decides on each packet");
-                // What an earlier agent had instead.
-                at_interfaces::detach();
+                self.forget_interfaces();
                 State::On { witness: Box::new(witness), _news: self.hear_of_links(), _only: only }
             }
             // It has its programs here in a way that its name does not show.
@@ -35,6 +34,14 @@ impl Programs {
                 State::Off(why)
             }
             Err(why) => self.start_at_interfaces(why, only),
+        }
+    }
+
+    /// Takes away what an earlier agent had instead.
+    fn forget_interfaces(&self) {
+        at_interfaces::detach();
+        if let Some(Ok(pins)) = self.settings.pins.as_deref().map(Pins::open) {
+            pins.forget_interfaces();
         }
     }
 
@@ -70,7 +77,7 @@ impl Programs {
     ) -> Result<T, CannotHere> {
         if let Some(folder) = &self.settings.pins {
             let started =
-                Pins::open(folder).and_then(|pins| start(Some(&pins)).inspect_err(|_| _ = pins.clear()));
+                Pins::open(folder).and_then(|pins| start(Some(&pins)).inspect_err(|_| pins.give_up()));
             match started {
                 Ok(started) => return Ok(started),
                 Err(reason) => {

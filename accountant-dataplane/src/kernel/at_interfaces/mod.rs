@@ -26,7 +26,6 @@ use nix::net::if_::{if_nameindex, if_nametoindex};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The object of the programs in `accountant-ebpf/src/interface.rs`.
@@ -107,7 +106,7 @@ impl AtInterfaces {
         let host = Host::look(NEEDED);
         let refused = |operation: &str, error: String| CannotHere::refused(operation, error, &host);
         raise_the_limit();
-        let folder = pins.map(folder).transpose()?;
+        let folder = pins.map(|pins| pins.at_interfaces(ABI)).transpose()?;
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         loader.map_max_entries(MAP, ROOM);
@@ -332,11 +331,6 @@ pub(super) fn detach() -> bool {
 /// Whether programs can be attached here: puts them nowhere.
 pub(super) fn probe() -> Result<(), CannotHere> {
     AtInterfaces::start(None).map(drop)
-}
-
-/// Where the map is for the next agent.
-fn folder(pins: &Pins) -> Result<PathBuf, CannotHere> {
-    pins.only(&format!("interfaces-{ABI}"))
 }
 
 /// Up to Linux 5.10 what maps take counts as locked memory. Where it may not be raised, the kernel says so when it is not enough.
