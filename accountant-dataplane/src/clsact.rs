@@ -1,5 +1,5 @@
-//! BPF programs on clsact, the way to attach programs to interfaces before tcx: which there are, in the order in which they run, and
-//! whether there is clsact.
+//! BPF programs on clsact, the way to attach programs to interfaces before tcx: which interfaces and programs there are, in the order
+//! in which they run, and whether there is clsact.
 //!
 //! Source: `include/uapi/linux/rtnetlink.h` (`struct tcmsg`), `.../pkt_sched.h` (`TC_H_*`), `.../pkt_cls.h` (`TCA_BPF_*`) of
 //! Linux 6.18, host byte order. The kernel dumps filters in order of their priorities, which is the order in which they run.
@@ -9,12 +9,14 @@
 use crate::nftables::wire::{self, Message};
 use accountant_abi::calico::INGRESS;
 use nix::errno::Errno;
+use nix::net::if_::if_nameindex;
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
     socket,
 };
 use nix::sys::time::TimeVal;
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// `RTM_NEWQDISC` and `RTM_GETQDISC`, `RTM_NEWTFILTER` and `RTM_GETTFILTER`
@@ -38,6 +40,15 @@ const OPTIONS: u16 = 2;
 const NAME: u16 = 7;
 const ID: u16 = 11;
 const BUFFER: usize = 1 << 15;
+
+/// All interfaces, by index.
+pub(crate) fn interfaces() -> BTreeMap<u32, String> {
+    // Without a list there is nothing that could be attached to.
+    let Ok(interfaces) = if_nameindex() else { return BTreeMap::new() };
+    let named =
+        interfaces.iter().filter_map(|one| Some((one.index(), one.name().to_str().ok()?.to_string())));
+    named.collect()
+}
 
 /// A BPF program as a filter at a hook of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,14 +6,13 @@
 
 use super::pins::Pins;
 use super::programs::{Programs, counters_of};
-use crate::clsact::{Clsact, Filter};
+use crate::clsact::{Clsact, Filter, interfaces};
 use accountant_abi::calico::{EGRESS, HookKey, INGRESS, Last};
 use accountant_core::calico::bpf::CounterLayout;
 use accountant_sys::program::program_id;
 use aya::maps::MapError;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
-use nix::net::if_::if_nameindex;
 use std::collections::BTreeMap;
 
 /// What the names of Calico's attached programs begin with; the kernel keeps 15 characters. The second is that of 3.25.
@@ -93,15 +92,6 @@ fn programs_at(clsact: &mut Option<Clsact>, index: u32, interface: &str, hook: u
 
 fn calico_at(programs: &[There]) -> Option<usize> {
     programs.iter().position(|there| CALICO.iter().any(|calico| there.name.starts_with(calico)))
-}
-
-/// All interfaces, by index.
-pub(super) fn interfaces() -> BTreeMap<u32, String> {
-    // Without a list there is nothing that could be attached to.
-    let Ok(interfaces) = if_nameindex() else { return BTreeMap::new() };
-    let named =
-        interfaces.iter().filter_map(|one| Some((one.index(), one.name().to_str().ok()?.to_string())));
-    named.collect()
 }
 
 /// Whether a program of Calico's is attached anywhere.

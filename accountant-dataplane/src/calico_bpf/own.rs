@@ -3,11 +3,12 @@
 //!
 //! Up to 3.25 the counters of an interface are in a map of its own, pinned in a folder named after it.
 
-use super::links;
+use super::links::HookId;
 use super::listing::Listings;
 use super::pins::{OwnMaps, PerInterface};
 use super::programs::counters_of;
 use super::reading::{endpoint, way};
+use crate::clsact::interfaces;
 use accountant_abi::calico::{EGRESS, HookKey, INGRESS};
 use accountant_core::calico::bpf::totals::{Decided, RuleHits};
 use accountant_core::calico::bpf::{CounterLayout, Own, RuleId};
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 /// Who else reads, where.
 pub(super) struct Beside<'a> {
     /// Whether programs of ours are at a hook; none if there are no programs.
-    pub(super) hooks: Option<&'a dyn Fn(links::HookId) -> bool>,
+    pub(super) hooks: Option<&'a dyn Fn(HookId) -> bool>,
     /// The listings, which tell that an interface of the host has policy.
     pub(super) listings: &'a Listings,
     /// Whether the maps came into being while we looked.
@@ -29,7 +30,7 @@ pub(super) struct Beside<'a> {
 /// Reads all of them.
 pub(super) fn read(maps: &OwnMaps, beside: &Beside<'_>) -> Result<Own, MapError> {
     let mut ways: BTreeMap<_, Decided> = BTreeMap::new();
-    for (index, name) in links::interfaces() {
+    for (index, name) in interfaces() {
         let endpoint = endpoint(maps, index, &name);
         for hook in [INGRESS, EGRESS] {
             let way = way(&endpoint, hook);

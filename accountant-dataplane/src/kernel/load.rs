@@ -285,8 +285,7 @@ impl Loaded {
 
     /// The kernel's number of the map that has the totals; 0 where it does not tell.
     pub(super) fn counted_by(&self) -> u32 {
-        let totals = self.ebpf.map("TOTALS").and_then(data);
-        totals.and_then(|map| map.info().ok()).map_or(0, |info| info.id())
+        number(&self.ebpf, "TOTALS")
     }
 
     /// A map.
@@ -397,9 +396,16 @@ fn bytes(instruction: &bpf_insn) -> [u8; 8] {
     [instruction.code, registers, o0, o1, i0, i1, i2, i3]
 }
 
+/// The kernel's number of a map; 0 where it does not tell.
+pub(super) fn number(ebpf: &Ebpf, map: &str) -> u32 {
+    let info = ebpf.map(map).and_then(data).and_then(|map| map.info().ok());
+    info.map_or(0, |info| info.id())
+}
+
 fn data(map: &Map) -> Option<&MapData> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => Some(data),
+        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => Some(data),
+        Map::PerCpuHashMap(data) | Map::RingBuf(data) => Some(data),
         _ => None,
     }
 }

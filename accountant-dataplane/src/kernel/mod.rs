@@ -120,6 +120,24 @@ enum State {
     },
 }
 
+impl State {
+    /// Hands these chains of a table to whoever is there to watch them.
+    fn watch(&mut self, table: TableId, chains: Vec<Watched>) {
+        match self {
+            Self::Off(_) => {}
+            Self::Waiting(tables) => _ = tables.insert(table, chains),
+            Self::AtInterfaces { counted, .. } => {
+                counted.watch(table, chains.iter().map(|watched| &watched.chain));
+            }
+            Self::On { witness, .. } => {
+                if let Err(reason) = witness.watch(table, chains) {
+                    *self = lost(reason);
+                }
+            }
+        }
+    }
+}
+
 impl Programs {
     /// Programs that are loaded when there is something to watch, or never, and go when this value does.
     pub fn new(wanted: bool) -> Arc<Self> {
@@ -190,18 +208,7 @@ impl Programs {
                 tracing::info!("another agent has its programs in the kernel: these wait for its end");
             }
         }
-        match &mut *state {
-            State::Off(_) => {}
-            State::Waiting(tables) => _ = tables.insert(table, chains),
-            State::AtInterfaces { counted, .. } => {
-                counted.watch(table, chains.iter().map(|watched| &watched.chain));
-            }
-            State::On { witness, .. } => {
-                if let Err(reason) = witness.watch(table, chains) {
-                    *state = lost(reason);
-                }
-            }
-        }
+        state.watch(table, chains);
     }
 
     /// Takes the place of another agent that has ended.
@@ -210,21 +217,7 @@ impl Programs {
         let tables = std::mem::take(tables);
         *state = self.start(tables.values().map(Vec::len).max().unwrap_or(0));
         for (table, chains) in tables {
-            let watched = match state {
-                State::Off(_) => return,
-                State::Waiting(tables) => {
-                    tables.insert(table, chains);
-                    Ok(())
-                }
-                State::AtInterfaces { counted, .. } => {
-                    counted.watch(table, chains.iter().map(|watched| &watched.chain));
-                    Ok(())
-                }
-                State::On { witness, .. } => witness.watch(table, chains),
-            };
-            if let Err(reason) = watched {
-                *state = lost(reason);
-            }
+            state.watch(table, chains);
         }
     }
 

@@ -65,6 +65,11 @@ pub(super) struct At<'a> {
     pub(super) name: &'a str,
 }
 
+/// The program of a side.
+pub(super) fn program(ebpf: &mut Ebpf, side: Side) -> Result<&mut SchedClassifier, ProgramError> {
+    ebpf.program_mut(side.program()).ok_or(ProgramError::NotLoaded)?.try_into()
+}
+
 /// Has the program of a side count at an interface, if it does not yet.
 pub(super) fn attach(clsact: &mut Clsact, ebpf: &mut Ebpf, at: At<'_>, side: Side) -> Result<(), CannotHere> {
     let refused = |error: String| CannotHere::Refused {
@@ -85,8 +90,7 @@ pub(super) fn attach(clsact: &mut Clsact, ebpf: &mut Ebpf, at: At<'_>, side: Sid
 }
 
 fn put(ebpf: &mut Ebpf, at: At<'_>, side: Side, ours: Option<&Filter>) -> Result<(), ProgramError> {
-    let program = ebpf.program_mut(side.program()).ok_or(ProgramError::NotLoaded)?;
-    let program: &mut SchedClassifier = program.try_into()?;
+    let program = program(ebpf, side)?;
     let (_, hook) = side.hook();
     let attached = match ours {
         Some(filter) if filter.id == program.info()?.id() => return Ok(()),

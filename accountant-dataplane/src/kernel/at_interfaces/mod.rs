@@ -9,8 +9,9 @@
 
 mod filters;
 
+use super::load::number;
 use super::pins::{Pins, Shape, keep_what_fits};
-use crate::clsact::Clsact;
+use crate::clsact::{Clsact, interfaces};
 use crate::in_place::reason::Host;
 use crate::in_place::{CannotHere, chain};
 use accountant_abi::interface::{ABI, AtInterface as Record, HOST, V4, V6, WORKLOAD};
@@ -18,11 +19,11 @@ use accountant_core::id::{Endpoint, EndpointKind, Interface};
 use accountant_core::snapshot::TableId;
 use accountant_core::{ChainName, Counter, calico::ChainKind};
 use accountant_sys::bpf::{self, Runs};
-use aya::maps::{MapError, PerCpuHashMap, PerCpuValues};
+use aya::maps::{MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use filters::{At, Side};
-use nix::net::if_::{if_nameindex, if_nametoindex};
+use nix::net::if_::if_nametoindex;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::AsFd;
@@ -117,16 +118,14 @@ impl AtInterfaces {
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| refused("making the maps", chain(&error)))?;
         for side in Side::BOTH {
-            let program = ebpf.program_mut(side.program());
-            let program = program.ok_or_else(|| CannotHere::NoField(side.program().into()))?;
-            <&mut SchedClassifier>::try_from(program)
+            filters::program(&mut ebpf, side)
                 .and_then(SchedClassifier::load)
                 .map_err(|error| refused(&format!("loading {}", side.program()), chain(&error)))?;
         }
         let clsact =
             Clsact::open().map_err(|error| refused("opening a netlink socket", error.to_string()))?;
         let mut at = Self {
-            counted_by: number(&ebpf),
+            counted_by: number(&ebpf, MAP),
             ebpf,
             clsact,
             stays: folder.is_some(),
@@ -229,8 +228,7 @@ impl AtInterfaces {
         }
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
         let values = PerCpuValues::try_from(vec![record; cpus]).map_err(MapError::IoError)?;
-        let map = self.ebpf.map_mut(MAP).ok_or(MapError::KeyNotFound)?;
-        PerCpuHashMap::try_from(map)?.insert(index, values, 0)
+        map_mut(&mut self.ebpf)?.insert(index, values, 0)
     }
 
     /// How often each program ran, as far as the kernel keeps statistics.
@@ -291,8 +289,7 @@ impl AtInterfaces {
         }
         for index in forgotten {
             self.known.remove(&index);
-            let map = self.ebpf.map_mut(MAP).map(PerCpuHashMap::<_, u32, Record>::try_from);
-            if let Some(Err(error)) = map.map(|map| map.and_then(|mut map| map.remove(&index))) {
+            if let Err(error) = map_mut(&mut self.ebpf).and_then(|mut map| map.remove(&index)) {
                 tracing::debug!(index, %error, "an interface that went cannot be forgotten");
             }
         }
@@ -310,22 +307,24 @@ impl Drop for AtInterfaces {
     }
 }
 
-/// Takes the programs away from an interface, if it is there. Says whether there were any.
-fn leave(clsact: &mut Clsact, index: u32, name: &str) -> bool {
-    if if_nametoindex(name) != Ok(index) {
-        return false;
+/// Takes the programs away from an interface, if it is there.
+fn leave(clsact: &mut Clsact, index: u32, name: &str) {
+    if if_nametoindex(name) == Ok(index) {
+        take_away(clsact, At { index, name });
     }
-    let at = At { index, name };
+}
+
+/// Says whether there were any.
+fn take_away(clsact: &mut Clsact, at: At<'_>) -> bool {
     Side::BOTH.map(|side| filters::detach(clsact, at, side)).contains(&true)
 }
 
 /// Takes away what an earlier agent left at the interfaces of the calling thread's network namespace. Says whether there was
 /// anything.
 pub(super) fn detach() -> bool {
-    let (Ok(mut clsact), Ok(interfaces)) = (Clsact::open(), if_nameindex()) else { return false };
-    let left = interfaces.iter().filter_map(|one| Some((one.index(), one.name().to_str().ok()?)));
+    let Ok(mut clsact) = Clsact::open() else { return false };
     // All of them, whatever was there.
-    left.fold(false, |any, (index, name)| leave(&mut clsact, index, name) | any)
+    interfaces().iter().fold(false, |any, (&index, name)| take_away(&mut clsact, At { index, name }) | any)
 }
 
 /// Whether programs can be attached here: puts them nowhere.
@@ -343,17 +342,12 @@ fn raise_the_limit() {
     }
 }
 
-fn map(ebpf: &Ebpf) -> Result<PerCpuHashMap<&aya::maps::MapData, u32, Record>, MapError> {
+fn map(ebpf: &Ebpf) -> Result<PerCpuHashMap<&MapData, u32, Record>, MapError> {
     PerCpuHashMap::try_from(ebpf.map(MAP).ok_or(MapError::KeyNotFound)?)
 }
 
-/// The kernel's number of the map.
-fn number(ebpf: &Ebpf) -> u32 {
-    let data = match ebpf.map(MAP) {
-        Some(aya::maps::Map::PerCpuHashMap(data)) => Some(data),
-        _ => None,
-    };
-    data.and_then(|data| data.info().ok()).map_or(0, |info| info.id())
+fn map_mut(ebpf: &mut Ebpf) -> Result<PerCpuHashMap<&mut MapData, u32, Record>, MapError> {
+    PerCpuHashMap::try_from(ebpf.map_mut(MAP).ok_or(MapError::KeyNotFound)?)
 }
 
 /// Whose interface it is.
